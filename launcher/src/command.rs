@@ -1,0 +1,159 @@
+//! What was typed, resolved to what is to be done.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::prelude::{Long, Short, Value};
+use spacelift_launcher::worker_binary::DEFAULT_DIRECTORY;
+
+/// Where the launcher keeps files on the host.
+const DIRECTORY_VARIABLE: &str = "SPACELIFT_LAUNCHER_DIR";
+
+pub(crate) const HELP: &str = "\
+The agent on a worker host. It carries the worker that it starts in each run's container.
+
+Usage:
+  spacelift-launcher
+      Connect to the control plane and execute runs. This version cannot do that yet.
+  spacelift-launcher --version [--json]
+      Print version, commit and target of the launcher, and version, commit, target, size and SHA-256 of the worker
+      inside it. With --json, print the build note: one line of JSON, the same as in the ELF section .spacelift.build
+      of this file. `worker` in it is null when there is none.
+  spacelift-launcher extract-worker [--dir DIR]
+      Write the worker to DIR/workers/spacelift-worker-<SHA-256> unless it is there, check it, and print its path.
+      Without --dir, DIR is what the environment variable SPACELIFT_LAUNCHER_DIR says, or else /opt/spacelift.
+  spacelift-launcher --help
+      Print this text.
+
+Exit codes:
+  0    done
+  64   the command line is wrong
+  69   this launcher carries no worker, or has no control plane to connect to
+  70   the worker inside this launcher is damaged
+  74   input or output failed: disk full, permission denied, output closed
+  77   a file or directory on the host could be changed by others, so it was not used
+  130  interrupted
+";
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Start,
+    Help,
+    Version(Format),
+    ExtractWorker { directory: PathBuf },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+pub(crate) fn from_environment() -> Result<Command, lexopt::Error> {
+    parse(env::args_os().skip(1), env::var_os(DIRECTORY_VARIABLE))
+}
+
+fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    directory_variable: Option<OsString>,
+) -> Result<Command, lexopt::Error> {
+    let (mut help, mut version, mut extract_worker) = (false, false, false);
+    let mut json = false;
+    let mut directory = None;
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => help = true,
+            Short('V') | Long("version") => version = true,
+            Long("json") => json = true,
+            Long("dir") => directory = Some(PathBuf::from(parser.value()?)),
+            Value(value) if value == "extract-worker" && !extract_worker => extract_worker = true,
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    if help {
+        return Ok(Command::Help);
+    }
+    if version && extract_worker {
+        return Err("--version and extract-worker are two commands".into());
+    }
+    if json && !version {
+        return Err("--json belongs to --version".into());
+    }
+    if directory.is_some() && !extract_worker {
+        return Err("--dir belongs to extract-worker".into());
+    }
+    if directory.as_ref().is_some_and(|directory| directory.as_os_str().is_empty()) {
+        return Err("--dir needs the name of a directory".into());
+    }
+    if version {
+        return Ok(Command::Version(if json { Format::Json } else { Format::Text }));
+    }
+    if extract_worker {
+        // An empty variable counts as unset: that is what `NAME=` in an environment file is meant to say.
+        let directory = directory
+            .or_else(|| directory_variable.filter(|value| !value.is_empty()).map(PathBuf::from))
+            .unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+        return Ok(Command::ExtractWorker { directory });
+    }
+    Ok(Command::Start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(arguments: &[&str], variable: Option<&str>) -> Result<Command, String> {
+        parse(arguments.iter().map(OsString::from), variable.map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    fn extract(directory: &str) -> Result<Command, String> {
+        Ok(Command::ExtractWorker { directory: directory.into() })
+    }
+
+    #[test]
+    fn flag_before_variable_before_default() {
+        assert_eq!(command(&["extract-worker", "--dir", "a"], Some("b")), extract("a"));
+        assert_eq!(command(&["--dir=a", "extract-worker"], None), extract("a"));
+        assert_eq!(command(&["extract-worker"], Some("b")), extract("b"));
+        assert_eq!(command(&["extract-worker"], Some("")), extract("/opt/spacelift"));
+        assert_eq!(command(&["extract-worker"], None), extract("/opt/spacelift"));
+    }
+
+    #[test]
+    fn commands_are_told_apart() {
+        assert_eq!(command(&[], Some("b")), Ok(Command::Start));
+        assert_eq!(command(&["--version"], None), Ok(Command::Version(Format::Text)));
+        assert_eq!(command(&["--json", "-V"], None), Ok(Command::Version(Format::Json)));
+        assert_eq!(command(&["extract-worker", "--help"], None), Ok(Command::Help));
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        for arguments in [
+            &["--json"][..],
+            &["--dir", "a"],
+            &["extract-worker", "--dir"],
+            &["extract-worker", "--dir", ""],
+            &["extract-worker", "--json"],
+            &["extract-worker", "extract-worker"],
+            &["extract-worker", "--version"],
+            &["--version", "x"],
+            &["run"],
+            &["--verbose"],
+        ] {
+            assert!(command(arguments, None).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_exit_code_and_the_variable() {
+        use spacelift_launcher::exit_code::{DAMAGED, INTERRUPTED, IO, OK, UNAVAILABLE, UNTRUSTED, USAGE};
+        for code in [OK, USAGE, UNAVAILABLE, DAMAGED, IO, UNTRUSTED, INTERRUPTED] {
+            assert!(HELP.contains(&format!("\n  {code:<3}  ")), "{code}");
+        }
+        assert!(HELP.contains(DIRECTORY_VARIABLE) && HELP.contains(DEFAULT_DIRECTORY));
+    }
+}

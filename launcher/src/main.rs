@@ -1,0 +1,136 @@
+//! `spacelift-launcher`: the command line.
+
+mod command;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use spacelift_launcher::exit_code;
+use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
+use spacelift_worker::build_info::BuildInfo;
+
+use command::{Command, Format};
+
+fn main() -> ExitCode {
+    let info = spacelift_worker::build_info!("spacelift-launcher", worker = env!("SPACELIFT_WORKER_NOTE"));
+    let result = command::from_environment().map_err(Failure::Usage).and_then(|command| run(command, &info));
+    match result {
+        Ok(()) => ExitCode::from(exit_code::OK),
+        // Whoever stopped reading has seen enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(exit_code::OK),
+        Err(failure) => {
+            say(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
+    match command {
+        Command::Start => Err(Failure::NoControlPlane { description: one_line(info) }),
+        Command::Help => print(command::HELP.as_bytes()),
+        Command::Version(Format::Text) => print(version(info).as_bytes()),
+        Command::Version(Format::Json) => print(&[info.note(), b"\n"].concat()),
+        Command::ExtractWorker { directory } => extract_worker(&directory),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}; see `spacelift-launcher --help`")]
+    Usage(lexopt::Error),
+    #[error(
+        "{description}. This version does not connect to a control plane, so there is nothing that it could do; see \
+         `spacelift-launcher --help` for what it can"
+    )]
+    NoControlPlane { description: String },
+    #[error(transparent)]
+    Worker(#[from] worker_binary::Error),
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+    #[error("cannot watch for signals: {0}")]
+    Signals(io::Error),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        use worker_binary::Error;
+        match self {
+            Self::Usage(_) => exit_code::USAGE,
+            Self::NoControlPlane { .. } | Self::Worker(Error::NotEmbedded) => exit_code::UNAVAILABLE,
+            Self::Worker(Error::Damaged(_)) => exit_code::DAMAGED,
+            Self::Worker(Error::Untrusted { .. } | Error::KeepsChanging { .. } | Error::Exchanged { .. }) => {
+                exit_code::UNTRUSTED
+            }
+            Self::Worker(Error::Io { .. }) | Self::Output(_) | Self::Signals(_) => exit_code::IO,
+            Self::Interrupted => exit_code::INTERRUPTED,
+        }
+    }
+}
+
+fn extract_worker(directory: &Path) -> Result<(), Failure> {
+    let worker = worker_binary::embedded().ok_or(worker_binary::Error::NotEmbedded)?;
+    let interrupted = interruption().map_err(Failure::Signals)?;
+    let file = worker.ready(directory)?;
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(Failure::Interrupted);
+    }
+    if let Outcome::Replaced(difference) = file.outcome() {
+        say(&format_args!(
+            "`{}` was not the worker that belongs there ({difference}); it has been replaced by the right one. Find \
+             out who changed it",
+            file.path().display()
+        ));
+    }
+    file.confirm()?;
+    // Paths on Linux are bytes; `display` would not print all of them as they are.
+    print(&[file.path().as_os_str().as_encoded_bytes(), b"\n"].concat())
+}
+
+/// Becomes true at the first SIGINT or SIGTERM: writing the worker takes milliseconds, so it is brought to its end and
+/// leaves nothing half done. The second one ends the process at once, in case that the disk hangs.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, exit_code::INTERRUPTED.into(), Arc::clone(&interrupted))?;
+        flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
+}
+
+fn version(info: &BuildInfo) -> String {
+    let worker = match worker_binary::embedded() {
+        Some(Embedded { version, commit, target, sha256, size, .. }) => format!(
+            "worker: {version}\nworker commit: {commit}\nworker target: {target}\nworker size: {size} bytes\n\
+             worker sha256: {sha256}"
+        ),
+        None => "worker: none, so it cannot start runs".to_owned(),
+    };
+    format!("{info}\n{worker}\n")
+}
+
+fn one_line(info: &BuildInfo) -> String {
+    let BuildInfo { program, version, commit, target, .. } = info;
+    let worker = match worker_binary::embedded() {
+        Some(worker) => format!("carries worker {} (SHA-256 {})", worker.version, worker.sha256),
+        None => "carries no worker, so it cannot start runs".to_owned(),
+    };
+    format!("{program} {version} (commit {commit}, {target}) {worker}")
+}
+
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// Diagnostics go to standard error. When that is closed, nobody is left to tell.
+fn say(message: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "spacelift-launcher: {message}.");
+}

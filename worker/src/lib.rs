@@ -1,0 +1,11 @@
+//! What the worker and the launcher share.
+//!
+//! The worker is PID 1 of a run's container and the launcher is the agent on the host that starts it. Both sides of
+//! what they say to each other are defined in this crate, so that they cannot drift apart:
+//!
+//! - [`mod@build_info`]: which build a program is, as it prints it and as it can be read from its file.
+//!
+//! Everything here ends up in the launcher too and is compiled for every run's container: it may not use MQTT, Docker
+//! or AWS crates.
+
+pub mod build_info;
