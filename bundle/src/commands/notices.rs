@@ -1,0 +1,40 @@
+//! `notices`
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use spacelift_bundle::dependencies::{Metadata, Tree};
+use spacelift_bundle::notices;
+use spacelift_bundle::output::OutputFile;
+
+/// Write the notices of everything by others that is in the programs: authors, licences, and the licences' texts.
+///
+/// The texts are read from the crates' sources, whose places the metadata has.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The output of `cargo metadata`, for all targets or for the one of the trees.
+    #[arg(long, value_name = "FILE")]
+    metadata: PathBuf,
+    /// The output of `cargo tree` for a program and target; may be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    tree: Vec<PathBuf>,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
+    let metadata = Metadata::read(&arguments.metadata)?;
+    let trees = arguments.tree.iter().map(|path| Tree::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let notices = notices::third_party(&metadata, &trees)?;
+    OutputFile::write(&arguments.output, notices.as_bytes())
+        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::json!({ "path": arguments.output, "size": notices.len() }))?;
+    } else {
+        writeln!(out, "notices   {}: {} bytes", arguments.output.display(), notices.len())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Exit codes: what scripts branch on. Documented in `--help`.
+
+use std::io;
+use std::path::PathBuf;
+
+use spacelift_bundle::{
+    dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
+};
+
+/// Wrong usage or configuration (`EX_USAGE`).
+pub(crate) const USAGE: u8 = 64;
+/// Bad input (`EX_DATAERR`).
+const DATA: u8 = 65;
+/// Input missing or unreadable (`EX_NOINPUT`).
+const NO_INPUT: u8 = 66;
+/// Output cannot be created (`EX_CANTCREAT`).
+const CANNOT_CREATE: u8 = 73;
+/// Input/output error (`EX_IOERR`).
+const IO: u8 = 74;
+/// Interrupted by SIGINT or SIGTERM.
+const INTERRUPTED: u8 = 130;
+/// Verification step N failed: this plus N.
+const STEP: u8 = 10;
+
+/// A mistake in how the program was called that the argument parser cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// A file that the caller named cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {what} {}: {source}", .path.display())]
+pub(crate) struct Unreadable {
+    /// What it is, such as "the passphrase file".
+    pub(crate) what: &'static str,
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// What the operating system said.
+    pub(crate) source: io::Error,
+}
+
+/// The step of verification that refused, if one did.
+pub(crate) fn step(error: &anyhow::Error) -> Option<u8> {
+    error.chain().find_map(|cause| cause.downcast_ref::<verify::Error>().and_then(verify::Error::step))
+}
+
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The exit code for `error`: the first cause that has one decides.
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
+    if error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(interrupt::is_interrupted) {
+        return INTERRUPTED;
+    }
+    error.chain().find_map(of_cause).unwrap_or(1)
+}
+
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<verify::Error>() {
+        return match (error.step(), error) {
+            (Some(step), _) => Some(STEP + step),
+            (None, verify::Error::Io { doing, source, .. }) => Some(of_io(doing, source)),
+            (None, _) => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<release::Error>() {
+        return match error {
+            release::Error::Io { doing, source, .. } => Some(of_io(doing, source)),
+            release::Error::Signing(error) => Some(of_signing(error)),
+            _ => Some(DATA),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<pack::Error>() {
+        return match error {
+            pack::Error::Read { source, .. } => Some(of_io("read", source)),
+            pack::Error::Write { source, .. } => Some(of_io("write", source)),
+            pack::Error::Image { source, .. } => Some(source.exit_code()),
+            _ => Some(DATA),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<signature::CertError>() {
+        return Some(match error {
+            signature::CertError::Io { .. } => NO_INPUT,
+            signature::CertError::Parse { .. } => DATA,
+            signature::CertError::None => USAGE,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<image::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<dependencies::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<provenance::Error>() {
+        return Some(error.exit_code());
+    }
+    if let Some(problems) = cause.downcast_ref::<release_config::Problems>() {
+        return Some(problems.exit_code());
+    }
+    if cause.is::<Usage>() {
+        return Some(USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<Unreadable>() {
+        return Some(of_io("read", &error.source));
+    }
+    if let Some(error) = cause.downcast_ref::<signing::Error>() {
+        return Some(of_signing(error));
+    }
+    cause.downcast_ref::<io::Error>().map(|error| of_io("", error))
+}
+
+fn of_signing(error: &signing::Error) -> u8 {
+    match error {
+        signing::Error::Io { .. } => NO_INPUT,
+        signing::Error::Write { source, .. } => of_io("write", source),
+        signing::Error::Unusable { .. } | signing::Error::OpenPgp { .. } => DATA,
+        signing::Error::PassphraseNeeded(_)
+        | signing::Error::WrongPassphrase(_)
+        | signing::Error::ExpiresSoon { .. }
+        | signing::Error::Gpg { .. } => USAGE,
+    }
+}
+
+fn of_io(doing: &str, error: &io::Error) -> u8 {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => IO,
+        _ if doing == "read" => NO_INPUT,
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists => CANNOT_CREATE,
+        _ => IO,
+    }
+}

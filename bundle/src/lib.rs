@@ -1,0 +1,30 @@
+//! Self-Hosted releases: packing, signing, verifying, inspecting.
+//!
+//! # Architecture Invariant
+//! Nothing in this crate's core touches the network, and its dependency tree has no HTTP, TLS or async runtime.
+
+pub mod archive;
+pub mod build_note;
+pub mod contents;
+pub mod dependencies;
+pub mod diff;
+pub mod digest;
+pub mod gzip;
+pub mod image;
+pub mod inspect;
+pub mod interrupt;
+pub mod manifest;
+pub mod notices;
+pub mod output;
+pub mod pack;
+pub mod provenance;
+pub mod release;
+pub mod release_config;
+pub mod sbom;
+pub mod show;
+pub mod signature;
+pub mod signing;
+pub mod source;
+pub mod sums;
+pub mod verify;
+pub mod version;

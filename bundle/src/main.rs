@@ -1,0 +1,114 @@
+//! `spacelift-bundle`: packs and signs Self-Hosted releases at the vendor, verifies and inspects them anywhere.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use spacelift_bundle::interrupt;
+
+mod commands;
+mod exit;
+mod passphrase;
+
+/// Packs, signs, verifies and inspects Self-Hosted releases.
+///
+/// Exit codes: 0 success; 1 unexpected failure, or `diff --reproduce` found a difference; 64 usage or configuration;
+/// 65 bad input; 66 input missing or unreadable; 73 output cannot be created; 74 input/output error such as a full disk;
+/// 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
+/// file is not detached signatures, 12 not signed by enough pinned certificates or a bad signature, 13 expired, revoked,
+/// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
+/// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.
+#[derive(Parser)]
+#[command(name = "spacelift-bundle", version = commands::version::LINE, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON document on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Verify(commands::verify::Arguments),
+    Inspect(commands::inspect::Arguments),
+    Diff(commands::diff::Arguments),
+    Keygen(commands::keygen::Arguments),
+    Pack(commands::pack::Arguments),
+    Sign(commands::sign::Arguments),
+    Image(commands::image::Arguments),
+    Sbom(commands::sbom::Arguments),
+    Notices(commands::notices::Arguments),
+    Provenance(commands::provenance::Arguments),
+    ReleaseConfig(commands::release_config::Arguments),
+    Version(commands::version::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are errors to the parser; only real ones are usage errors.
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let json = arguments.json;
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => report(&error, json),
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    interrupt::catch()?;
+    let json = arguments.json;
+    match arguments.command {
+        Command::Verify(arguments) => commands::verify::run(&arguments, json)?,
+        Command::Inspect(arguments) => commands::inspect::run(&arguments, json)?,
+        Command::Diff(arguments) => return commands::diff::run(&arguments, json),
+        Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
+        Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
+        Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
+        Command::Image(arguments) => commands::image::run(&arguments, json)?,
+        Command::Sbom(arguments) => commands::sbom::run(&arguments, json)?,
+        Command::Notices(arguments) => commands::notices::run(&arguments, json)?,
+        Command::Provenance(arguments) => commands::provenance::run(&arguments, json)?,
+        Command::ReleaseConfig(arguments) => commands::release_config::run(&arguments, json)?,
+        Command::Version(_) => commands::version::run(json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The one place that prints errors.
+fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let code = exit::code(error);
+    if exit::is_broken_pipe(error) {
+        // The reader of our output went away; there is nobody to tell.
+        return ExitCode::from(code);
+    }
+    let message = message(error);
+    if json {
+        let document =
+            serde_json::json!({ "ok": false, "exit_code": code, "step": exit::step(error), "error": message });
+        let _ = writeln!(io::stdout(), "{document}");
+    }
+    let step = exit::step(error).map(|step| format!(" (verification step {step})")).unwrap_or_default();
+    let (red, reset) = if io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    let _ = writeln!(io::stderr(), "{red}error{reset}{step}: {message}");
+    ExitCode::from(code)
+}
+
+/// The error and its causes on one line. Typed errors name their cause in their own text; it is not said twice.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !message.contains(&cause) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+    }
+    message
+}

@@ -1,0 +1,314 @@
+//! Packing: from a stage directory to an unsigned archive.
+
+use std::fs::{self, File};
+use std::io::{self, Cursor, Read};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use sequoia_openpgp::Cert;
+
+use crate::archive::{self, Entry};
+use crate::digest::{Digest, HashingReader, HashingWriter};
+use crate::manifest::{self, Manifest, Mode, ReleasePath};
+use crate::output::OutputFile;
+use crate::signature::Fingerprint;
+use crate::version::ReleaseVersion;
+use crate::{gzip, image, signing};
+
+/// What to pack. Everything that the manifest says and that does not follow from the files.
+pub struct Release {
+    /// Product name.
+    pub product: String,
+    /// Version.
+    pub version: ReleaseVersion,
+    /// Grows with every release of the channel.
+    pub sequence: u64,
+    /// Channel.
+    pub channel: String,
+    /// Whether no release key will sign it.
+    pub development: bool,
+    /// The commit: 40 hexadecimal digits or `unknown`.
+    pub commit: String,
+    /// Whether the work tree differed from the commit.
+    pub modified: bool,
+    /// The commit's time in seconds since 1970.
+    pub source_date: u64,
+    /// Where the sources are.
+    pub source: String,
+    /// The oldest version that may be upgraded to this one directly.
+    pub minimum_upgrade_from: Option<ReleaseVersion>,
+    /// How many signers the vendor intends.
+    pub threshold: u32,
+    /// Certificates that go to `keys/`.
+    pub certificates: Vec<Cert>,
+    /// The directory that holds most files under their final names.
+    pub stage: PathBuf,
+    /// More files: where each comes from.
+    pub files: Vec<(ReleasePath, PathBuf)>,
+    /// More images: name, and the tar file or OCI layout directory. Each becomes `container-images/NAME.tar`.
+    pub images: Vec<(String, PathBuf)>,
+}
+
+/// An archive that was packed, and is not signed yet.
+#[derive(Debug)]
+pub struct Packed {
+    /// The file.
+    pub path: PathBuf,
+    /// Its SHA-256, which is the release's payload digest: equal for equal contents, whoever signs.
+    pub payload: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Sum of the lengths of the files in it.
+    pub unpacked_size: u64,
+    /// The manifest in it.
+    pub manifest: Manifest,
+}
+
+/// Why a release cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory cannot be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Something in the stage cannot be part of a release.
+    #[error("{} cannot be packed: {reason}", .path.display())]
+    NotPackable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// An image is not in order.
+    #[error("{} is not a usable container image: {source}", .path.display())]
+    Image {
+        /// The tar file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: image::Error,
+    },
+    /// The manifest breaks a rule.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
+    /// A certificate cannot be written.
+    #[error(transparent)]
+    Certificate(#[from] signing::Error),
+}
+
+enum Source {
+    Path(PathBuf),
+    Bytes(Vec<u8>),
+}
+
+impl Source {
+    fn open(&self) -> Result<Box<dyn Read + '_>, Error> {
+        match self {
+            Self::Bytes(bytes) => Ok(Box::new(Cursor::new(bytes))),
+            Self::Path(path) => {
+                let file = File::open(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+                Ok(Box::new(file))
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Bytes(_) => PathBuf::from("(generated)"),
+        }
+    }
+}
+
+/// Packs `release` into `PRODUCT-VERSION.unsigned.tar.gz` in `output`. The bytes depend on the contents of the files and
+/// on `release` alone: not on directories, users, modes, times or the number of threads.
+///
+/// # Errors
+/// See [`Error`]. Nothing is left under the archive's name.
+pub fn pack(release: &Release, output: &Path, threads: usize) -> Result<Packed, Error> {
+    // Private, whatever the umask: images are checked there and then packed.
+    let scratch = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .map_err(|source| Error::Write { path: std::env::temp_dir(), source })?;
+    let mut sources = collect(release, scratch.path())?;
+    sources.sort_by(|a, b| a.0.cmp(&b.0));
+    let (manifest, sources) = describe(release, sources)?;
+    let manifest_bytes = manifest.to_bytes()?;
+
+    let path = output.join(format!("{}{}", manifest.root(), archive::UNSIGNED_SUFFIX));
+    let write = |source| Error::Write { path: path.clone(), source };
+    let mut file = OutputFile::create(&path).map_err(write)?;
+    let sink = HashingWriter::new(file.writer());
+    let mut tar = archive::Writer::new(gzip::Writer::new(sink, threads));
+    write_head(&mut tar, &manifest, &manifest_bytes).map_err(write)?;
+    for entry in archive::entries(&manifest) {
+        match entry {
+            Entry::Directory(directory) => {
+                archive::directory_header(&manifest, directory)
+                    .and_then(|header| tar.header(&header))
+                    .map_err(write)?;
+            }
+            Entry::File(index) => {
+                let described = &manifest.files[index];
+                let source = &sources[index];
+                archive::file_header(&manifest, index).and_then(|header| tar.header(&header)).map_err(write)?;
+                let mut reader = HashingReader::new(source.open()?);
+                tar.contents(&mut reader, described.size)
+                    .map_err(|error| Error::Write { path: path.clone(), source: error })?;
+                let (_, digest, _) = reader.finish();
+                if digest != described.sha256 {
+                    return Err(Error::NotPackable {
+                        path: source.path(),
+                        reason: "it changed while it was packed; run the command again".into(),
+                    });
+                }
+            }
+        }
+    }
+    let sink = tar.finish().and_then(gzip::Writer::finish).map_err(write)?;
+    let (_, payload, size) = sink.finish();
+    file.commit().map_err(write)?;
+    let unpacked_size = manifest.files.iter().map(|file| file.size).sum();
+    Ok(Packed { path, payload, size, unpacked_size, manifest })
+}
+
+/// Writes the first gzip member: the release directory and the manifest.
+fn write_head<W: io::Write>(
+    tar: &mut archive::Writer<gzip::Writer<W>>,
+    manifest: &Manifest,
+    bytes: &[u8],
+) -> io::Result<()> {
+    tar.header(&archive::directory_header(manifest, "")?)?;
+    tar.header(&archive::manifest_header(manifest, manifest::MANIFEST, bytes.len())?)?;
+    tar.contents(bytes, bytes.len() as u64)?;
+    tar.inner().end_member()?;
+    Ok(())
+}
+
+/// Every file of the release but the manifest, unsorted.
+fn collect(release: &Release, scratch: &Path) -> Result<Vec<(ReleasePath, Source)>, Error> {
+    let mut sources = Vec::new();
+    walk(&release.stage, "", &mut sources)?;
+    for (path, source) in &release.files {
+        sources.push((path.clone(), Source::Path(source.clone())));
+    }
+    for (name, source) in &release.images {
+        let not_packable = |reason: String| Error::NotPackable { path: source.clone(), reason };
+        let path = format!("container-images/{name}.tar")
+            .parse()
+            .map_err(|error: manifest::PathError| not_packable(error.to_string()))?;
+        // A layout directory becomes a tar file here; a tar file is copied, so that what is packed is what was checked.
+        let copy = scratch.join(format!("{name}.tar"));
+        let file = File::create(&copy).map_err(|source| Error::Write { path: copy.clone(), source })?;
+        image::normalize(source, file).map_err(|error| Error::Image { path: source.clone(), source: error })?;
+        sources.push((path, Source::Path(copy)));
+    }
+    let generated = |path: &str| -> Result<ReleasePath, Error> {
+        path.parse()
+            .map_err(|error: manifest::PathError| Error::NotPackable { path: path.into(), reason: error.to_string() })
+    };
+    sources.push((generated(manifest::VERSION)?, Source::Bytes(format!("{}\n", release.version).into_bytes())));
+    for cert in &release.certificates {
+        let path = generated(&format!("keys/{}.asc", Fingerprint::of(cert)))?;
+        sources.push((path, Source::Bytes(signing::armored_certificate(cert)?)));
+    }
+    Ok(sources)
+}
+
+fn walk(stage: &Path, below: &str, sources: &mut Vec<(ReleasePath, Source)>) -> Result<(), Error> {
+    let directory = if below.is_empty() { stage.to_owned() } else { stage.join(below) };
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Read { path, source }
+    };
+    for entry in fs::read_dir(&directory).map_err(read(&directory))? {
+        let entry = entry.map_err(read(&directory))?;
+        let path = entry.path();
+        let not_packable = |reason: String| Error::NotPackable { path: path.clone(), reason };
+        let name = entry.file_name();
+        let name = name.to_str().ok_or_else(|| not_packable("its name is not UTF-8".into()))?;
+        let inside = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        let kind = entry.file_type().map_err(read(&path))?;
+        if kind.is_dir() {
+            walk(stage, &inside, sources)?;
+        } else if kind.is_file() {
+            let inside = inside.parse().map_err(|error: manifest::PathError| not_packable(error.to_string()))?;
+            sources.push((inside, Source::Path(path.clone())));
+        } else {
+            return Err(not_packable("a release holds only regular files and directories".into()));
+        }
+    }
+    Ok(())
+}
+
+fn describe(release: &Release, sources: Vec<(ReleasePath, Source)>) -> Result<(Manifest, Vec<Source>), Error> {
+    let mut files = Vec::with_capacity(sources.len());
+    let mut images = Vec::new();
+    let mut targets = Vec::new();
+    let mut kept = Vec::with_capacity(sources.len());
+    for (path, source) in sources {
+        let (sha256, size) = {
+            let mut reader = HashingReader::new(source.open()?);
+            let kind = manifest::Kind::of(&path);
+            if kind == manifest::Kind::Image {
+                let summary = image::summarize(&mut reader)
+                    .map_err(|error| Error::Image { path: source.path(), source: error })?;
+                let name = path.as_str().trim_start_matches("container-images/").trim_end_matches(".tar");
+                images.push(manifest::Image {
+                    name: name.to_owned(),
+                    path: path.clone(),
+                    digest: summary.digest.to_string(),
+                    platforms: platform_names(&summary),
+                });
+            }
+            io::copy(&mut reader, &mut io::sink())
+                .map_err(|error| Error::Read { path: source.path(), source: error })?;
+            let (_, digest, length) = reader.finish();
+            (digest, length)
+        };
+        match path.as_str() {
+            "bin/spacelift-launcher" => targets.push("x86_64".to_owned()),
+            "bin/spacelift-launcher-aarch64" => targets.push("aarch64".to_owned()),
+            _ => {}
+        }
+        files.push(manifest::File { size, sha256, mode: Mode::of(&path), kind: manifest::Kind::of(&path), path });
+        kept.push(source);
+    }
+    targets.sort();
+    images.sort_by(|a: &manifest::Image, b| a.name.cmp(&b.name));
+    let manifest = Manifest {
+        format: Manifest::current_format(),
+        product: release.product.clone(),
+        version: release.version.clone(),
+        sequence: release.sequence,
+        channel: release.channel.clone(),
+        development: release.development,
+        commit: release.commit.clone(),
+        modified: release.modified,
+        source_date: release.source_date,
+        source: release.source.clone(),
+        minimum_upgrade_from: release.minimum_upgrade_from.clone(),
+        threshold: release.threshold,
+        targets,
+        files,
+        images,
+    };
+    Ok((manifest, kept))
+}
+
+/// The platforms of an image as the manifest lists them.
+pub(crate) fn platform_names(summary: &image::ImageSummary) -> Vec<String> {
+    summary.platforms.iter().map(|image| image.platform.to_string()).collect()
+}
