@@ -1,0 +1,67 @@
+//! `cargo xtask bench`: measures the program that ships.
+
+use std::io::{self, Write as _};
+use std::process::Command;
+
+use anyhow::Result;
+use lexopt::Parser;
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+use crate::debian::{self, Installing};
+use crate::dist;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+
+const HELP: &str = "\
+Measures the program that ships, side by side with the tools that a user would use instead.
+
+Usage: cargo xtask bench pack|verify [flags]
+
+      --no-install   Install nothing on this machine; name the command that would
+  -h, --help         Print this
+
+Inputs are generated in /var/tmp. Measure on an idle machine.
+";
+
+/// The package and program that measures.
+const PACKAGE: &str = "integration-tests";
+const PROGRAM: &str = "bench-release";
+/// What it compares with.
+const PROGRAMS: [(&str, &str); 4] = [("tar", "tar"), ("gzip", "gzip"), ("pigz", "pigz"), ("sha256sum", "coreutils")];
+
+/// The command.
+pub(crate) fn run(mut flags: Parser) -> Result<()> {
+    let (mut what, mut no_install) = (None, false);
+    while let Some(flag) = flags.next()? {
+        match flag {
+            Long("no-install") => no_install = true,
+            Short('h') | Long("help") => return Ok(io::stdout().write_all(HELP.as_bytes())?),
+            Value(name) if what.is_none() => what = Some(name.string()?),
+            Value(_) | Short(_) | Long(_) => return Err(flag.unexpected().into()),
+        }
+    }
+    let what = match what.as_deref() {
+        Some(what @ ("pack" | "verify")) => what,
+        Some(other) => {
+            return Err(Failure::usage(format!("there is no benchmark \"{other}\"; there are pack and verify")));
+        }
+        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify")),
+    };
+    let workspace = Workspace::find()?;
+    let installing = Installing::decide(no_install);
+    let tool = dist::build_tool(&workspace, installing)?;
+
+    let mut progress = Progress::new(2);
+    progress.step("find the programs to compare with", |progress| {
+        debian::install(&debian::missing(&PROGRAMS), installing, progress)
+    })?;
+    let cargo = |subcommand: &str| {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
+        cargo.args(["--package", PACKAGE, "--bin", PROGRAM]);
+        cargo
+    };
+    progress.step("build what measures", |progress| progress.run(&mut cargo("build")))?;
+    progress.run_visibly(cargo("run").args(["--", what]).arg(tool))
+}

@@ -1,0 +1,89 @@
+//! The project's commands: `cargo xtask COMMAND`.
+//!
+//! Architecture invariant: nothing is compiled, packed or verified in this program. It starts `cargo`, `spacelift-bundle`
+//! and a few system tools as processes, so that it builds in seconds and depends on no crate of the workspace.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lexopt::Parser;
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+mod bench;
+mod ci;
+mod dist;
+mod keygen;
+mod reproduce;
+mod test;
+
+mod build;
+mod debian;
+mod elf;
+mod failure;
+mod git;
+mod json;
+mod progress;
+mod target;
+mod toolchain;
+mod tools;
+mod workspace;
+
+use failure::Failure;
+
+const HELP: &str = "\
+The project's commands.
+
+Usage: cargo xtask COMMAND [flags]
+
+  dist        Build, sign, pack and verify a release
+  keygen      Make an OpenPGP key for signing releases, or add a subkey to one
+  reproduce   Build a release again from its commit and compare
+  test        Run all tests against a freshly built release
+  bench       Measure packing and verifying, side by side with the usual tools
+  ci          Everything that must hold before a change is merged
+
+`cargo xtask COMMAND --help` tells more. Exit codes: 0 done; 1 something failed; 64 wrong usage; 130 interrupted.
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run() -> Result<()> {
+    let mut arguments = Parser::from_env();
+    let command = match arguments.next()? {
+        Some(Value(command)) => command.string()?,
+        Some(Short('h') | Long("help")) => return Ok(io::stdout().write_all(HELP.as_bytes())?),
+        Some(flag) => return Err(flag.unexpected().into()),
+        None => return Err(Failure::usage(format!("a command is missing\n\n{HELP}"))),
+    };
+    match command.as_str() {
+        "dist" => dist::run(arguments),
+        "keygen" => keygen::run(arguments),
+        "reproduce" => reproduce::run(arguments),
+        "test" => test::run(arguments),
+        "bench" => bench::run(arguments),
+        "ci" => ci::run(arguments),
+        other => Err(Failure::usage(format!("there is no command \"{other}\"; see cargo xtask --help"))),
+    }
+}
+
+/// The one place that prints errors and decides the exit code.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever read standard output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let code = match error.downcast_ref::<Failure>() {
+        Some(failure) => failure.exit_code(),
+        None if error.is::<lexopt::Error>() => 64,
+        None => 1,
+    };
+    // Without standard error the exit code is all that can be told.
+    let _ = writeln!(io::stderr(), "cargo xtask: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask test`: all tests, against a release that was just built and against real programs.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::process::Command;
+
+use anyhow::Result;
+use lexopt::Parser;
+use lexopt::prelude::{Long, Short, Value};
+
+use crate::debian::{self, Installing};
+use crate::dist;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+
+const HELP: &str = "\
+Builds a release for all targets and runs every test of the workspace.
+
+Usage: cargo xtask test [flags] [-- arguments for `cargo test`]
+
+      --no-install   Install nothing on this machine; name the command that would
+      --no-dist      Test the release that is in target/dist; build none
+  -h, --help         Print this
+
+`cargo xtask test -- -- --skip second_clone` leaves out the test that builds everything once more.
+
+The tests use real verifiers, container tools and emulators. A missing one is a failure: nothing is skipped.
+";
+
+/// Programs that tests run, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 14] = [
+    // The verifiers that customers use.
+    ("gpg", "gnupg"),
+    ("gpg-agent", "gnupg"),
+    ("gpgv", "gpgv"),
+    ("sqv", "sqv"),
+    // The container tools that customers load the image with, and a registry for them.
+    ("skopeo", "skopeo"),
+    ("docker", "docker.io"),
+    ("dockerd", "docker.io"),
+    ("containerd", "docker.io"),
+    ("docker-registry", "docker-registry"),
+    // A container without a C library, and the other processor.
+    ("busybox", "busybox-static"),
+    ("qemu-aarch64-static", "qemu-user-static"),
+    // Proof that verification makes no network call.
+    ("strace", "strace"),
+    // What packing is compared with.
+    ("pigz", "pigz"),
+    ("git", "git"),
+];
+
+/// The command.
+pub(crate) fn run(mut flags: Parser) -> Result<()> {
+    let (mut no_install, mut no_dist, mut passed_on) = (false, false, Vec::<OsString>::new());
+    while let Some(flag) = flags.next()? {
+        match flag {
+            Long("no-install") => no_install = true,
+            Long("no-dist") => no_dist = true,
+            Short('h') | Long("help") => return Ok(io::stdout().write_all(HELP.as_bytes())?),
+            Value(first) => {
+                passed_on.push(first);
+                passed_on.extend(flags.raw_args()?);
+            }
+            Short(_) | Long(_) => return Err(flag.unexpected().into()),
+        }
+    }
+    // Tests that take minutes are ignored by a plain `cargo test`.
+    if !passed_on.iter().any(|argument| argument == "--") {
+        passed_on.push("--".into());
+    }
+    passed_on.push("--include-ignored".into());
+    let mut progress = Progress::new(1);
+    progress.step("find the programs that tests use", |progress| {
+        debian::install(&debian::missing(&PROGRAMS), Installing::decide(no_install), progress)
+    })?;
+    if !no_dist {
+        let mut flags = vec!["--target=all"];
+        if no_install {
+            flags.push("--no-install");
+        }
+        dist::run(Parser::from_args(flags))?;
+    }
+    let workspace = Workspace::find()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace.root()).args(["test", "--workspace", "--locked"]).args(passed_on);
+    // Errors capture backtraces then, as they do for users who ask for them: it must not crash a static binary.
+    cargo.env("RUST_BACKTRACE", "1").env("SPACELIFT_DIST_DIR", workspace.dist());
+    progress.run_visibly(&mut cargo)
+}
