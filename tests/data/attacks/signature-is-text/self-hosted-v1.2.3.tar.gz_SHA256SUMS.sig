@@ -1,0 +1,1 @@
+<html><body>403 Forbidden</body></html>

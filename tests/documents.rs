@@ -1,0 +1,204 @@
+//! What a release says about its making: bills of materials, provenance and licences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use integration_tests::release::{ARCHITECTURES, Release, Unpacked, workspace};
+use integration_tests::tree;
+use serde_json::{Value, json};
+
+/// The programs that each have a bill of materials. The worker's is that of a part of the launcher.
+const PROGRAMS: [&str; 3] = ["spacelift-bundle", "spacelift-launcher", "spacelift-worker"];
+/// Parts that no Rust package manager knows.
+const TOOLCHAIN: [&str; 2] = ["musl", "rust-std"];
+
+fn read(unpacked: &Unpacked, path: &str) -> Value {
+    let bytes = fs::read(unpacked.root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_else(|| panic!("{field} is missing in {value}"))
+}
+
+fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+    value[field].as_array().unwrap_or_else(|| panic!("{field} is missing in {value}"))
+}
+
+/// Checksums in `Cargo.lock` by name and version; packages of the workspace have none.
+fn locked() -> BTreeMap<(String, String), Option<String>> {
+    let lock = fs::read_to_string(workspace().join("Cargo.lock")).unwrap();
+    let mut packages = BTreeMap::new();
+    for package in lock.split("[[package]]").skip(1) {
+        let field = |name: &str| {
+            let line = package.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))?;
+            Some(line.trim_matches('"').to_owned())
+        };
+        packages.insert((field("name").unwrap(), field("version").unwrap()), field("checksum"));
+    }
+    assert!(packages.len() > 50, "Cargo.lock is not read rightly");
+    packages
+}
+
+fn each_sbom(mut check: impl FnMut(&str, &str, &Value)) {
+    let unpacked = Release::under_test().unpack();
+    for architecture in ARCHITECTURES {
+        for program in PROGRAMS {
+            check(program, architecture, &read(&unpacked, &format!("sbom/{program}-{architecture}.cdx.json")));
+        }
+    }
+}
+
+/// The rules of CycloneDX 1.5 that a consumer relies on: <https://cyclonedx.org/docs/1.5/json/>.
+#[test]
+fn sboms_are_cyclonedx() {
+    let mut numbers = BTreeSet::new();
+    each_sbom(|program, architecture, sbom| {
+        assert_eq!((text(sbom, "bomFormat"), text(sbom, "specVersion")), ("CycloneDX", "1.5"));
+        assert_eq!(sbom["version"], 1);
+        let number = text(sbom, "serialNumber").strip_prefix("urn:uuid:").expect("a serial number is a UUID");
+        let groups: Vec<usize> = number.split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12], "{number}");
+        assert!(numbers.insert(number.to_owned()), "{program} for {architecture} has another one's serial number");
+        let subject = &sbom["metadata"]["component"];
+        assert_eq!((text(subject, "type"), text(subject, "name")), ("application", program));
+        assert_eq!(text(subject, "version"), env!("CARGO_PKG_VERSION"));
+        let target = format!("{architecture}-unknown-linux-musl");
+        assert_eq!(subject["properties"], json!([{ "name": "cargo:target", "value": target }]));
+
+        let mut references: BTreeSet<&str> = [text(subject, "bom-ref")].into();
+        for component in list(sbom, "components") {
+            for field in ["type", "name", "version", "purl", "scope"] {
+                assert!(!text(component, field).is_empty(), "{component}");
+            }
+            assert!(references.insert(text(component, "bom-ref")), "{component} stands twice");
+            // Either one expression or a list of licences, never both.
+            for licence in list(component, "licenses") {
+                assert!(licence["expression"].is_string() != licence["license"].is_object(), "{component}");
+            }
+        }
+        let graph: BTreeMap<&str, Vec<&str>> = list(sbom, "dependencies")
+            .iter()
+            .map(|node| {
+                let targets = list(node, "dependsOn").iter().map(|target| target.as_str().unwrap());
+                (text(node, "ref"), targets.collect())
+            })
+            .collect();
+        assert_eq!(graph.keys().copied().collect::<BTreeSet<_>>(), references, "every part has its dependencies");
+        // And everything is reached from the program: nothing is listed that is not in it.
+        let (mut reached, mut left) = (BTreeSet::new(), vec![text(subject, "bom-ref")]);
+        while let Some(next) = left.pop() {
+            if reached.insert(next) {
+                left.extend(&graph[next]);
+            }
+        }
+        assert_eq!(reached, references);
+    });
+}
+
+#[test]
+fn sboms_agree_with_cargo_lock() {
+    let locked = locked();
+    each_sbom(|program, architecture, sbom| {
+        let mut of_the_toolchain = BTreeSet::new();
+        for component in list(sbom, "components") {
+            let (name, version) = (text(component, "name"), text(component, "version"));
+            if TOOLCHAIN.contains(&name) {
+                of_the_toolchain.insert(name);
+                continue;
+            }
+            let checksum = locked
+                .get(&(name.to_owned(), version.to_owned()))
+                .unwrap_or_else(|| panic!("{name} {version} of {program} is not in Cargo.lock"));
+            match checksum {
+                Some(checksum) => {
+                    assert_eq!(component["hashes"], json!([{ "alg": "SHA-256", "content": checksum }]), "{name}");
+                    assert_eq!(text(component, "purl"), format!("pkg:cargo/{name}@{version}"));
+                }
+                None => assert!(name.starts_with("spacelift-"), "{name} is of the workspace"),
+            }
+        }
+        assert_eq!(of_the_toolchain, TOOLCHAIN.into(), "what is linked statically is listed: {program} {architecture}");
+        let has = |name: &str| list(sbom, "components").iter().any(|component| component["name"] == name);
+        // What the architecture is about: the verifier has the OpenPGP library, what runs on worker hosts has not.
+        assert_eq!(has("sequoia-openpgp"), program == "spacelift-bundle", "{program}");
+        // The launcher carries the worker.
+        assert_eq!(has("spacelift-worker"), program == "spacelift-launcher", "{program}");
+    });
+}
+
+#[test]
+fn provenance_names_every_program_and_image_by_its_digest() {
+    let unpacked = Release::under_test().unpack();
+    let statement = read(&unpacked, "provenance.json");
+    assert_eq!(text(&statement, "_type"), "https://in-toto.io/Statement/v1");
+    assert_eq!(text(&statement, "predicateType"), "https://slsa.dev/provenance/v1");
+    let subjects: BTreeMap<&str, &str> = list(&statement, "subject")
+        .iter()
+        .map(|subject| (text(subject, "name"), text(&subject["digest"], "sha256")))
+        .collect();
+    let files = unpacked.files();
+    let expected: BTreeSet<&str> = files
+        .keys()
+        .map(String::as_str)
+        .filter(|path| path.starts_with("bin/") || path.starts_with("container-images/"))
+        .collect();
+    assert_eq!(subjects.keys().copied().collect::<BTreeSet<_>>(), expected);
+    for (path, digest) in subjects {
+        assert_eq!(digest, tree::sha256(&unpacked.root.join(path)), "{path}");
+    }
+}
+
+#[test]
+fn provenance_says_what_was_built_from_what() {
+    let unpacked = Release::under_test().unpack();
+    let statement = read(&unpacked, "provenance.json");
+    let definition = &statement["predicate"]["buildDefinition"];
+    assert_eq!(definition["externalParameters"]["version"], unpacked.manifest["version"]);
+    let targets = ["aarch64-unknown-linux-musl", "x86_64-unknown-linux-musl"];
+    assert_eq!(definition["externalParameters"]["targets"], json!(targets));
+    let dependencies = list(definition, "resolvedDependencies");
+    let commit = unpacked.field("commit");
+    let source = format!("git+{}@{commit}", unpacked.field("source"));
+    let sources = dependencies.iter().find(|dependency| dependency["uri"] == source.as_str());
+    let sources = sources.unwrap_or_else(|| panic!("{source} is not among {dependencies:?}"));
+    assert_eq!(sources["digest"]["gitCommit"], commit);
+    let tree = if unpacked.manifest["modified"] == true { "modified" } else { "clean" };
+    assert_eq!(sources["annotations"]["sourceTree"], tree);
+    let named = |name: &str| {
+        let found = dependencies.iter().find(|dependency| dependency["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} is not among {dependencies:?}"))
+    };
+    assert_eq!(named("Cargo.lock")["digest"]["sha256"], tree::sha256(&workspace().join("Cargo.lock")));
+    assert!(text(&named("toolchain")["annotations"], "version").starts_with("rustc 1."));
+    for tool in ["cargo-zigbuild", "ziglang"] {
+        assert!(!text(&named(tool)["annotations"], "version").is_empty());
+    }
+    assert!(text(&statement["predicate"]["runDetails"]["builder"], "id").starts_with("https://"));
+}
+
+#[test]
+fn licences_of_everything_that_is_linked_in_are_there() {
+    let unpacked = Release::under_test().unpack();
+    let notices = fs::read_to_string(unpacked.root.join("licenses/THIRD-PARTY.txt")).unwrap();
+    each_sbom(|program, _, sbom| {
+        for component in list(sbom, "components") {
+            let (name, version) = (text(component, "name"), text(component, "version"));
+            let heading = match name {
+                "musl" => "musl libc".to_owned(),
+                "rust-std" => "Rust standard library".to_owned(),
+                _ if name.starts_with("spacelift-") => continue,
+                _ => format!("{name} {version}"),
+            };
+            assert!(notices.lines().any(|line| line == heading), "{name} {version} of {program}");
+        }
+    });
+    // The OpenPGP library is the one part under a licence that asks for more than a notice.
+    for part in ["LGPL-2.0-or-later", "GNU LIBRARY GENERAL PUBLIC LICENSE"] {
+        assert!(notices.to_uppercase().contains(&part.to_uppercase()), "{part}");
+    }
+    for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let shipped = unpacked.root.join("licenses").join(name);
+        assert_eq!(tree::sha256(&shipped), tree::sha256(&workspace().join(name)));
+    }
+}

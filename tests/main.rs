@@ -1,0 +1,18 @@
+//! Integration tests.
+
+mod attacks;
+
+// Against a release that was just built: `cargo xtask test`.
+mod stock_tools;
+
+mod binaries;
+mod documents;
+mod image;
+mod release_tool;
+mod signing;
+
+mod determinism;
+mod dist;
+
+mod accidents;
+mod components;

@@ -1,0 +1,139 @@
+//! A container engine.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::daemon::Daemon;
+use crate::run::{self, finish, succeed};
+
+/// Mounts of containers, and what the two daemons keep in fixed places, stay in a mount namespace that ends with them:
+/// whatever becomes of a test, nothing has to be unmounted.
+const IN_NAMESPACE: &str = "mount -t tmpfs tmpfs /run && if [ -d /etc/docker ]; then mount -t tmpfs tmpfs /etc/docker; fi \
+                            && exec \"$@\"";
+
+/// A private `containerd` and `dockerd` without a network. Both end when this is dropped, and all containers with them.
+#[derive(Debug)]
+pub struct Engine {
+    // Fields are dropped in this order: dockerd before containerd, both before their data.
+    dockerd: Daemon,
+    _containerd: Daemon,
+    data: TempDir,
+}
+
+impl Engine {
+    /// Starts an engine without images.
+    ///
+    /// # Panics
+    /// The tests do not run as root, or it does not start.
+    pub fn start() -> Self {
+        run::assert_root("a container engine");
+        // Sockets are in it, and a socket's path has at most 108 bytes.
+        let data = tempfile::Builder::new().prefix("dock").tempdir_in("/tmp").unwrap();
+        let at = |name: &str| data.path().join(name);
+        let config = format!(
+            "version = 2\nroot = \"{0}/containerd\"\nstate = \"{0}/containerd-state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{0}/containerd.sock\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{0}/opt\"\n",
+            data.path().display()
+        );
+        fs::write(at("containerd.toml"), config).unwrap();
+        let mut containerd = run::tool("unshare");
+        containerd.args(["--mount", "--", "sh", "-c", IN_NAMESPACE, "sh"]);
+        containerd.arg(run::find("containerd")).arg("--config").arg(at("containerd.toml"));
+        let socket = at("containerd.sock");
+        let containerd = Daemon::start(&mut containerd, &at("containerd.log"), || UnixStream::connect(&socket).is_ok());
+
+        // Without a file of its own it would read the machine's.
+        fs::write(at("daemon.json"), "{}").unwrap();
+        let mut dockerd = run::tool("nsenter");
+        dockerd.args(["--mount", "--target", &containerd.id().to_string(), "--"]).arg(run::find("dockerd"));
+        dockerd.arg("--config-file").arg(at("daemon.json")).arg("--host").arg(host(data.path()));
+        dockerd.arg("--containerd").arg(&socket).arg("--pidfile").arg(at("docker.pid"));
+        dockerd.arg("--data-root").arg(at("docker")).arg("--exec-root").arg(at("docker-state"));
+        dockerd.args([
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+            "--ip-masq=false",
+        ]);
+        let mut ping = client(data.path());
+        ping.args(["version", "--format", "{{.Server.Version}}"]);
+        let dockerd = Daemon::start(&mut dockerd, &at("docker.log"), || finish(&mut ping).code == Some(0));
+        Self { dockerd, _containerd: containerd, data }
+    }
+
+    /// The directory that everything of it is in.
+    pub fn path(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The `docker` client, talking to this engine.
+    pub fn docker(&self) -> Command {
+        client(self.data.path())
+    }
+
+    /// A container that is removed when its command ends, without a network.
+    pub fn run(&self) -> Command {
+        let mut docker = self.docker();
+        docker.args(["run", "--rm", "--network=none"]);
+        docker
+    }
+
+    /// Makes an image of a directory.
+    ///
+    /// # Panics
+    /// The engine refuses it.
+    pub fn import(&self, directory: &Path, name: &str) {
+        let tar = self.data.path().join("import.tar");
+        succeed(run::tool("tar").arg("-cf").arg(&tar).arg("-C").arg(directory).arg("."));
+        succeed(self.docker().arg("import").arg(&tar).arg(name));
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Errors are of no interest: this also runs after a test has failed. No `run::finish` here: it panics.
+        let containers = self.docker().args(["ps", "--all", "--quiet"]).output();
+        let containers =
+            containers.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        if !containers.is_empty() {
+            let _ = self.docker().args(["rm", "--force"]).args(containers.lines()).output();
+        }
+        self.dockerd.stop();
+    }
+}
+
+fn host(data: &Path) -> String {
+    format!("unix://{}/docker.sock", data.display())
+}
+
+/// Whichever client is there, with a configuration of its own: the user's could name other engines and credentials.
+fn client(data: &Path) -> Command {
+    let mut docker = run::tool("docker");
+    docker.env("DOCKER_HOST", host(data)).env("DOCKER_CONFIG", data.join("client"));
+    for name in ["DOCKER_API_VERSION", "DOCKER_CONTEXT", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY"] {
+        docker.env_remove(name);
+    }
+    docker
+}
+
+/// A directory that is the root of a container with `busybox` and nothing else.
+///
+/// # Panics
+/// `busybox` is not the static one.
+pub fn busybox_root() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let busybox: PathBuf = run::find("busybox");
+    let linked = finish(run::tool("ldd").arg(&busybox));
+    assert!(linked.says("not a dynamic executable"), "install busybox-static; this busybox needs libraries: {linked}");
+    fs::create_dir(root.path().join("bin")).unwrap();
+    fs::create_dir(root.path().join("tmp")).unwrap();
+    // A copy by another process: while this one has a file open for writing, a fork of it keeps others from executing it.
+    succeed(run::tool("cp").arg(busybox).arg(root.path().join("bin/busybox")));
+    root
+}

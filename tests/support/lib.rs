@@ -1,0 +1,15 @@
+//! Support for the integration tests: starts and stops the real components that they talk to.
+//!
+//! Everything is private to one test: directories are temporary, servers listen on loopback or on sockets in those
+//! directories, and all of it ends with the values that stand for it, also when a test fails. A tool that is missing is a
+//! failure, never a skipped test.
+
+pub mod case;
+pub mod daemon;
+pub mod docker;
+pub mod gpg;
+pub mod program;
+pub mod registry;
+pub mod release;
+pub mod run;
+pub mod tree;
