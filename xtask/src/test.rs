@@ -28,7 +28,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -40,6 +40,8 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("dockerd", "docker.io"),
     ("containerd", "docker.io"),
     ("docker-registry", "docker-registry"),
+    // Reads the certificates that the image trusts.
+    ("openssl", "openssl"),
     // A container without a C library, and the other processor.
     ("busybox", "busybox-static"),
     ("qemu-aarch64-static", "qemu-user-static"),
