@@ -100,7 +100,11 @@ pub(crate) fn cases(material: &Material) -> anyhow::Result<Vec<Made>> {
         case("directory-file-is-a-directory", "A file was replaced by a directory.")?
             .prepare(remove("config.json"))
             .prepare(Preparation::Directory { path: inside("config.json") })
-            .refused(17, &["config.json"]),
+            .refused(17, &["config.json: it is a directory and should be a file"]),
+        case("directory-manifest-is-a-directory", "The manifest was replaced by a directory.")?
+            .prepare(remove("manifest.json"))
+            .prepare(Preparation::Directory { path: inside("manifest.json") })
+            .refused(17, &["manifest.json: it is a directory and should be a file"]),
         case("directory-executable-bit-lost", "A script can no longer be run.")?
             .prepare(mode("scripts/run.sh", "644"))
             .refused(17, &["scripts/run.sh", "executable"]),
