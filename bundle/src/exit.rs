@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use spacelift_bundle::{
+use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 

@@ -3,11 +3,12 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use bundle_core::interrupt;
 use clap::{Parser, Subcommand};
-use spacelift_bundle::interrupt;
 
 mod commands;
 mod exit;
+mod own_note;
 mod passphrase;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.

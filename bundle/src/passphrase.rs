@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use spacelift_bundle::signing::{self, Passphrase};
+use bundle_core::signing::{self, Passphrase};
 
 use crate::exit::{Unreadable, Usage};
 

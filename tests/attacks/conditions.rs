@@ -9,17 +9,17 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use bundle_core::digest::Digest;
+use bundle_core::signature::{PinnedCerts, Threshold};
+use bundle_core::signing::Signer;
+use bundle_core::verify::{self, Development, Files, Policy, Rollback, SkippedVersion};
+use bundle_core::{gzip, sums};
 use flate2::read::MultiGzDecoder;
 use integration_tests::program;
 use integration_tests::release::noise;
 use integration_tests::run::{as_nobody, finish, on_small_disk, succeed, tool, under_umask};
 use integration_tests::tree::entries;
 use rustix::process::{Pid, Signal, kill_process};
-use spacelift_bundle::digest::Digest;
-use spacelift_bundle::signature::{PinnedCerts, Threshold};
-use spacelift_bundle::signing::Signer;
-use spacelift_bundle::verify::{self, Development, Files, Policy, Rollback, SkippedVersion};
-use spacelift_bundle::{gzip, sums};
 
 use super::{Stage, check_printable, data, is_empty, tree};
 

@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 
+use bundle_core::digest::Digest;
 use serde_json::{Value, json};
-use spacelift_bundle::digest::Digest;
 
 use crate::release::{COMMIT, VERSION};
 

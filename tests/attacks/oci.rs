@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use bundle_core::digest::Digest;
 use serde_json::{Value, json};
-use spacelift_bundle::digest::Digest;
 
 use crate::release::{COMMIT, END, Entry, VERSION};
 

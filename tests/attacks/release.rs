@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 
-use spacelift_bundle::digest::Digest;
-use spacelift_bundle::gzip;
-use spacelift_bundle::manifest::{File, Image, Kind, Manifest, Mode, ReleasePath};
-use spacelift_bundle::sums;
+use bundle_core::digest::Digest;
+use bundle_core::gzip;
+use bundle_core::manifest::{File, Image, Kind, Manifest, Mode, ReleasePath};
+use bundle_core::sums;
 
 use crate::keys::{DAY, MADE, Signer};
 
@@ -92,7 +92,7 @@ impl Release {
     pub(crate) fn image(mut self, name: &str, tar: &[u8]) -> anyhow::Result<Self> {
         let path = format!("container-images/{name}.tar");
         self = self.file(&path, tar);
-        let summary = spacelift_bundle::image::summarize(tar)?;
+        let summary = bundle_core::image::summarize(tar)?;
         self.manifest.images.push(Image {
             name: name.into(),
             path: path.parse()?,

@@ -320,8 +320,8 @@ const TEXT: [&str; 6] = [
     include_str!("../../Cargo.lock"),
     include_str!("../../README.md"),
     include_str!("../../LICENSE-APACHE"),
-    include_str!("../../bundle/src/verify.rs"),
-    include_str!("../../bundle/src/signing.rs"),
+    include_str!("../../bundle/core/src/verify.rs"),
+    include_str!("../../bundle/core/src/signing.rs"),
 ];
 
 /// A piece of a real thing, a little different each time. Pieces come in random order, so what repeats lies further away

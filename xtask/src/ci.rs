@@ -50,12 +50,13 @@ struct Rule {
     banned: &'static [&'static str],
 }
 
-const RULES: [Rule; 4] = [
+const RULES: [Rule; 5] = [
     Rule {
         package: "xtask",
         reason: "it starts programs and is built before everything else, in seconds",
         banned: &[
             "aws-*",
+            "bundle-core",
             "clap",
             "hyper",
             "integration-tests",
@@ -67,7 +68,7 @@ const RULES: [Rule; 4] = [
         ],
     },
     Rule {
-        package: "spacelift-bundle",
+        package: "bundle-core",
         reason: "packing and verifying happen without a network, and apart from what runs on worker hosts",
         banned: &[
             "aws-*",
@@ -84,14 +85,28 @@ const RULES: [Rule; 4] = [
         ],
     },
     Rule {
+        package: "spacelift-bundle",
+        reason: "the release tool and what runs on worker hosts do not share code that either could change for the other",
+        banned: &["spacelift-launcher", "spacelift-worker"],
+    },
+    Rule {
         package: "spacelift-launcher",
         reason: "it is fetched by every worker host and does not carry the release tool",
-        banned: &["aws-*", "sequoia-*", "spacelift-bundle"],
+        banned: &["aws-*", "sequoia-*", "bundle-core", "spacelift-bundle"],
     },
     Rule {
         package: "spacelift-worker",
         reason: "it is the first process of a customer's container: small, and it talks to nobody but the launcher",
-        banned: &["aws-*", "bollard*", "reqwest", "rumqttc*", "sequoia-*", "spacelift-bundle", "spacelift-launcher"],
+        banned: &[
+            "aws-*",
+            "bollard*",
+            "reqwest",
+            "rumqttc*",
+            "sequoia-*",
+            "bundle-core",
+            "spacelift-bundle",
+            "spacelift-launcher",
+        ],
     },
 ];
 

@@ -14,7 +14,6 @@
 //! the `object` crate, counts and sizes here.
 
 use std::fmt;
-use std::hint::black_box;
 use std::io::Read as _;
 
 use object::LittleEndian;
@@ -372,7 +371,8 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.'))
 }
 
-const fn is_commit(text: &str) -> bool {
+/// Whether `text` names a commit: 40 lower-case hexadecimal digits, or `unknown`.
+pub const fn is_commit(text: &str) -> bool {
     let bytes = text.as_bytes();
     if let b"unknown" = bytes {
         return true;
@@ -385,36 +385,6 @@ const fn is_commit(text: &str) -> bool {
         at += 1;
     }
     bytes.len() == 40
-}
-
-/// The build note of the program that this is part of: one line of JSON, without a line break at its end.
-pub fn own() -> &'static [u8] {
-    const NOTE: &str = concat!(
-        r#"{"format":1,"program":""#,
-        env!("CARGO_PKG_NAME"),
-        r#"","version":"v"#,
-        env!("CARGO_PKG_VERSION"),
-        r#"","commit":""#,
-        env!("SPACELIFT_BUILD_COMMIT"),
-        r#"","target":""#,
-        env!("SPACELIFT_BUILD_TARGET"),
-        r#"","worker":null}"#
-    );
-    const _: () = assert!(
-        is_commit(env!("SPACELIFT_BUILD_COMMIT")),
-        "the environment variable SPACELIFT_BUILD_COMMIT must be 40 lower-case hexadecimal digits or `unknown`"
-    );
-    // An array and not a reference to one: the section holds the text itself.
-    #[used]
-    #[expect(unsafe_code, reason = "naming a section counts as unsafe; this one is read, never executed")]
-    #[unsafe(link_section = ".spacelift.build")]
-    static SECTION: [u8; NOTE.len()] = match NOTE.as_bytes().first_chunk() {
-        Some(bytes) => *bytes,
-        None => unreachable!(),
-    };
-    // Linkers before GNU ld 2.36 and lld 13 do not know of sections to be retained and drop what nothing refers to. So
-    // the optimiser must not be able to print a copy of the text and drop the reference.
-    black_box(&SECTION)
 }
 
 /// Small programs that are like those of a release as far as this module looks.
@@ -603,17 +573,6 @@ mod tests {
         assert!(is_static(&good()));
         assert!(!is_static(&Program { interpreter: true, ..good() }));
         assert!(!is_static(&Program { needed_library: true, ..good() }));
-    }
-
-    #[test]
-    fn the_program_that_runs_has_a_note() {
-        let file = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        let elf = Elf::parse(&file).unwrap();
-        assert_eq!(elf.machine().to_string(), std::env::consts::ARCH);
-        assert_eq!(elf.section(NOTE_SECTION).unwrap(), own());
-        let note = elf.build_note().unwrap();
-        assert_eq!((note.program.as_str(), note.worker), ("spacelift-bundle", None));
-        assert_eq!(note.version.to_string(), concat!("v", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]

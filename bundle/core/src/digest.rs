@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+use crate::interrupt;
+
 /// A SHA-256 digest. Written as 64 lower-case hexadecimal digits, and accepted in no other form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -26,20 +28,11 @@ impl Digest {
     /// The digest and length in bytes of everything that `reader` still has.
     ///
     /// # Errors
-    /// Whatever reading gives.
+    /// As [`HashingReader::drain`].
     pub fn of_reader(reader: impl Read) -> io::Result<(Self, u64)> {
-        let mut sink = HashingWriter::new(io::sink());
-        let mut reader = reader;
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => sink.write_all(&buffer[..n])?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let (_, digest, length) = sink.finish();
+        let mut reader = HashingReader::new(reader);
+        reader.drain()?;
+        let (_, digest, length) = reader.finish();
         Ok((digest, length))
     }
 }
@@ -148,6 +141,25 @@ impl<R> HashingReader<R> {
     /// The wrapped reader, the digest and the number of bytes that went through.
     pub fn finish(self) -> (R, Digest, u64) {
         (self.inner, Digest(self.hasher.finalize().into()), self.length)
+    }
+}
+
+impl<R: Read> HashingReader<R> {
+    /// Reads and hashes what is left, in pieces large enough that the calls cost nothing beside the hashing.
+    ///
+    /// # Errors
+    /// Reading failed, or the process was interrupted.
+    pub fn drain(&mut self) -> io::Result<()> {
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            interrupt::check()?;
+            match self.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

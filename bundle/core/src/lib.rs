@@ -1,7 +1,10 @@
 //! Self-Hosted releases: packing, signing, verifying, inspecting.
 //!
 //! # Architecture Invariant
-//! Nothing in this crate's core touches the network, and its dependency tree has no HTTP, TLS or async runtime.
+//! Nothing in this crate touches the network: its dependency tree has no HTTP, TLS or async runtime, which
+//! `cargo xtask ci` checks. Publishing and installing are in `spacelift-bundle`, on top of it.
+
+pub use sequoia_openpgp::Cert;
 
 pub mod archive;
 pub mod build_note;

@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use sequoia_openpgp::Cert;
 
@@ -13,7 +16,7 @@ use crate::manifest::{self, Manifest, Mode, ReleasePath};
 use crate::output::OutputFile;
 use crate::signature::Fingerprint;
 use crate::version::ReleaseVersion;
-use crate::{gzip, image, signing};
+use crate::{gzip, image, interrupt, signing};
 
 /// What to pack. Everything that the manifest says and that does not follow from the files.
 pub struct Release {
@@ -144,7 +147,7 @@ pub fn pack(release: &Release, output: &Path, threads: usize) -> Result<Packed, 
         .map_err(|source| Error::Write { path: std::env::temp_dir(), source })?;
     let mut sources = collect(release, scratch.path())?;
     sources.sort_by(|a, b| a.0.cmp(&b.0));
-    let (manifest, sources) = describe(release, sources)?;
+    let (manifest, sources) = describe(release, sources, threads)?;
     let manifest_bytes = manifest.to_bytes()?;
 
     let path = output.join(format!("{}{}", manifest.root(), archive::UNSIGNED_SUFFIX));
@@ -253,31 +256,50 @@ fn walk(stage: &Path, below: &str, sources: &mut Vec<(ReleasePath, Source)>) -> 
     Ok(())
 }
 
-fn describe(release: &Release, sources: Vec<(ReleasePath, Source)>) -> Result<(Manifest, Vec<Source>), Error> {
+/// What the manifest says of one file's contents.
+struct Described {
+    size: u64,
+    sha256: Digest,
+    image: Option<manifest::Image>,
+}
+
+/// Reads every file once. Files are shared out among `threads`, since the manifest, which comes first in the archive,
+/// waits for all of them.
+fn describe(
+    release: &Release,
+    sources: Vec<(ReleasePath, Source)>,
+    threads: usize,
+) -> Result<(Manifest, Vec<Source>), Error> {
+    let described: Vec<OnceLock<Result<Described, Error>>> = sources.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, gzip::MAX_THREADS) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let (Some((path, source)), Some(slot)) = (sources.get(index), described.get(index)) else { return };
+                    let result = describe_file(path, source);
+                    if result.is_err() {
+                        next.store(sources.len(), Ordering::Relaxed);
+                    }
+                    // Each index is given out once, so the slot is empty.
+                    let _ = slot.set(result);
+                }
+            });
+        }
+    });
     let mut files = Vec::with_capacity(sources.len());
     let mut images = Vec::new();
     let mut targets = Vec::new();
     let mut kept = Vec::with_capacity(sources.len());
-    for (path, source) in sources {
-        let (sha256, size) = {
-            let mut reader = HashingReader::new(source.open()?);
-            let kind = manifest::Kind::of(&path);
-            if kind == manifest::Kind::Image {
-                let summary = image::summarize(&mut reader)
-                    .map_err(|error| Error::Image { path: source.path(), source: error })?;
-                let name = path.as_str().trim_start_matches("container-images/").trim_end_matches(".tar");
-                images.push(manifest::Image {
-                    name: name.to_owned(),
-                    path: path.clone(),
-                    digest: summary.digest.to_string(),
-                    platforms: platform_names(&summary),
-                });
-            }
-            io::copy(&mut reader, &mut io::sink())
-                .map_err(|error| Error::Read { path: source.path(), source: error })?;
-            let (_, digest, length) = reader.finish();
-            (digest, length)
-        };
+    let mut results: Vec<_> = described.into_iter().map(OnceLock::into_inner).collect();
+    // After a failure the rest was not read: report the failure, not what it left undone.
+    if let Some(failed) = results.iter_mut().find_map(|result| result.take_if(|result| result.is_err())) {
+        failed?;
+    }
+    for ((path, source), described) in sources.into_iter().zip(results.into_iter().flatten()) {
+        let Described { size, sha256, image } = described?;
+        images.extend(image);
         match path.as_str() {
             "bin/spacelift-launcher" => targets.push("x86_64".to_owned()),
             "bin/spacelift-launcher-aarch64" => targets.push("aarch64".to_owned()),
@@ -306,6 +328,28 @@ fn describe(release: &Release, sources: Vec<(ReleasePath, Source)>) -> Result<(M
         images,
     };
     Ok((manifest, kept))
+}
+
+fn describe_file(path: &ReleasePath, source: &Source) -> Result<Described, Error> {
+    let read = |error| Error::Read { path: source.path(), source: error };
+    interrupt::check().map_err(read)?;
+    let mut reader = HashingReader::new(source.open()?);
+    let image = if manifest::Kind::of(path) == manifest::Kind::Image {
+        let summary =
+            image::summarize(&mut reader).map_err(|error| Error::Image { path: source.path(), source: error })?;
+        let name = path.as_str().trim_start_matches("container-images/").trim_end_matches(".tar");
+        Some(manifest::Image {
+            name: name.to_owned(),
+            path: path.clone(),
+            digest: summary.digest.to_string(),
+            platforms: platform_names(&summary),
+        })
+    } else {
+        None
+    };
+    reader.drain().map_err(read)?;
+    let (_, sha256, size) = reader.finish();
+    Ok(Described { size, sha256, image })
 }
 
 /// The platforms of an image as the manifest lists them.

@@ -182,7 +182,7 @@ fn of_toolchain(text: &str) -> Component {
 }
 
 fn this_tool() -> Tool {
-    Tool { kind: "application", name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") }
+    Tool { kind: "application", name: "spacelift-bundle", version: env!("CARGO_PKG_VERSION") }
 }
 
 /// Whether it is an address that readers of the document can follow.

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use serde_json::Value;
-use spacelift_bundle::contents::Contents;
-use spacelift_bundle::diff::{
+use bundle_core::contents::Contents;
+use bundle_core::diff::{
     self, Changed, Changes, Dependencies, Dependency, Difference, Field, Problems, Reproduction, TemplateChanges,
 };
-use spacelift_bundle::inspect::{Binary, Certificate, Problem};
-use spacelift_bundle::manifest::Image;
-use spacelift_bundle::show;
-use spacelift_bundle::source::Date;
+use bundle_core::inspect::{Binary, Certificate, Problem};
+use bundle_core::manifest::Image;
+use bundle_core::show;
+use bundle_core::source::Date;
+use serde_json::Value;
 
 /// Lines of one group that a person reads; `--json` has all.
 const SHOWN: usize = 40;
@@ -362,7 +362,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use spacelift_bundle::pack;
+    use bundle_core::pack;
 
     use super::*;
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use spacelift_bundle::image::{self, Architecture, ImageSummary, LauncherImage};
-use spacelift_bundle::output::OutputFile;
-use spacelift_bundle::source::{Commit, Date, Url};
-use spacelift_bundle::version::ReleaseVersion;
+use bundle_core::image::{self, Architecture, ImageSummary, LauncherImage};
+use bundle_core::output::OutputFile;
+use bundle_core::source::{Commit, Date, Url};
+use bundle_core::version::ReleaseVersion;
 
 use crate::exit::Usage;
 

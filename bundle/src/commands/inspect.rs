@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context as _;
+use bundle_core::Cert;
+use bundle_core::contents::Contents;
+use bundle_core::inspect::{self, Certificate, Check, ExtractError, Form, Inspection, Outcome, SignatureFile};
+use bundle_core::manifest::Manifest;
+use bundle_core::output::OutputFile;
+use bundle_core::signature::{self, CertError, Fingerprint};
+use bundle_core::{release, show, signing};
 use clap::ValueEnum;
-use sequoia_openpgp::Cert;
 use serde_json::{Value, json};
-use spacelift_bundle::contents::Contents;
-use spacelift_bundle::inspect::{self, Certificate, Check, ExtractError, Form, Inspection, Outcome, SignatureFile};
-use spacelift_bundle::manifest::Manifest;
-use spacelift_bundle::output::OutputFile;
-use spacelift_bundle::signature::{self, CertError, Fingerprint};
-use spacelift_bundle::{release, show, signing};
 
 use crate::exit::Usage;
 
@@ -407,9 +407,9 @@ fn print_certificate(out: &mut impl Write, certificate: &Certificate) -> io::Res
 mod tests {
     use std::time::Duration;
 
+    use bundle_core::pack;
+    use bundle_core::signing::{NewKey, Signer};
     use clap::Parser;
-    use spacelift_bundle::pack;
-    use spacelift_bundle::signing::{NewKey, Signer};
 
     use super::*;
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use spacelift_bundle::output::OutputFile;
-use spacelift_bundle::signing::{self, NewKey, OldSubkeys};
-use spacelift_bundle::source::Date;
+use bundle_core::output::OutputFile;
+use bundle_core::signing::{self, NewKey, OldSubkeys};
+use bundle_core::source::Date;
 
 use crate::exit::Usage;
 use crate::passphrase;

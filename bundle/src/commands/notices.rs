@@ -4,9 +4,9 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use spacelift_bundle::dependencies::{Metadata, Tree};
-use spacelift_bundle::notices;
-use spacelift_bundle::output::OutputFile;
+use bundle_core::dependencies::{Metadata, Tree};
+use bundle_core::notices;
+use bundle_core::output::OutputFile;
 
 /// Write the notices of everything by others that is in the programs: authors, licences, and the licences' texts.
 ///

@@ -5,12 +5,12 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use spacelift_bundle::gzip;
-use spacelift_bundle::pack::{self, Packed, Release};
-use spacelift_bundle::release_config::ReleaseConfig;
-use spacelift_bundle::signature::{self, Fingerprint};
-use spacelift_bundle::source::{Commit, Date};
-use spacelift_bundle::version::ReleaseVersion;
+use bundle_core::gzip;
+use bundle_core::pack::{self, Packed, Release};
+use bundle_core::release_config::ReleaseConfig;
+use bundle_core::signature::{self, Fingerprint};
+use bundle_core::source::{Commit, Date};
+use bundle_core::version::ReleaseVersion;
 
 /// Pack a stage directory into an unsigned archive.
 ///
@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let config = ReleaseConfig::read(&arguments.config)?;
-    let mut certificates: Vec<sequoia_openpgp::Cert> = Vec::new();
+    let mut certificates: Vec<bundle_core::Cert> = Vec::new();
     for path in config.signers.iter().chain(&arguments.cert) {
         for cert in signature::read_certs(path)? {
             if !certificates.iter().any(|known| Fingerprint::of(known) == Fingerprint::of(&cert)) {

@@ -5,12 +5,12 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use spacelift_bundle::dependencies::Lock;
-use spacelift_bundle::digest::Digest;
-use spacelift_bundle::output::OutputFile;
-use spacelift_bundle::provenance::{self, BuildInfo, Provenance};
-use spacelift_bundle::source::{Commit, Date, Tree, Url};
-use spacelift_bundle::version::ReleaseVersion;
+use bundle_core::dependencies::Lock;
+use bundle_core::digest::Digest;
+use bundle_core::output::OutputFile;
+use bundle_core::provenance::{self, BuildInfo, Provenance};
+use bundle_core::source::{Commit, Date, Tree, Url};
+use bundle_core::version::ReleaseVersion;
 
 /// Write how the release was built, as an in-toto statement with SLSA provenance.
 ///

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use spacelift_bundle::release_config::ReleaseConfig;
+use bundle_core::release_config::ReleaseConfig;
 
 /// Check a release configuration, and print what it says.
 ///

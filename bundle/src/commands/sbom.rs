@@ -4,10 +4,10 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use spacelift_bundle::dependencies::{Lock, Metadata, Tree};
-use spacelift_bundle::output::OutputFile;
-use spacelift_bundle::sbom::Sbom;
-use spacelift_bundle::source::Date;
+use bundle_core::dependencies::{Lock, Metadata, Tree};
+use bundle_core::output::OutputFile;
+use bundle_core::sbom::Sbom;
+use bundle_core::source::Date;
 
 use crate::exit::Usage;
 

@@ -4,8 +4,8 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use spacelift_bundle::release::{self, Action, Signed};
-use spacelift_bundle::signing::Signer;
+use bundle_core::release::{self, Action, Signed};
+use bundle_core::signing::Signer;
 
 use crate::exit::Usage;
 use crate::passphrase;

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use spacelift_bundle::gzip;
-use spacelift_bundle::manifest::Manifest;
-use spacelift_bundle::signature::{PinnedCerts, Threshold};
-use spacelift_bundle::source::Date;
-use spacelift_bundle::verify::{self, Development, Files, Policy, Rollback, SkippedVersion, Verified};
+use bundle_core::gzip;
+use bundle_core::manifest::Manifest;
+use bundle_core::signature::{PinnedCerts, Threshold};
+use bundle_core::source::Date;
+use bundle_core::verify::{self, Development, Files, Policy, Rollback, SkippedVersion, Verified};
 
 use crate::exit::Usage;
 

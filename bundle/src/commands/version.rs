@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use spacelift_bundle::build_note;
+use crate::own_note;
 
 /// What `--version` prints after the program's name.
 pub(crate) const LINE: &str = concat!(
@@ -22,7 +22,7 @@ pub(crate) fn run(json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         // The note's own bytes, so that the linker keeps the section that verification reads.
-        out.write_all(build_note::own())?;
+        out.write_all(own_note::own())?;
         return out.write_all(b"\n");
     }
     writeln!(out, "{} {LINE}", env!("CARGO_PKG_NAME"))

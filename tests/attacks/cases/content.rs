@@ -75,7 +75,7 @@ pub(crate) fn cases(material: &Material) -> anyhow::Result<Vec<Made>> {
     )?;
     let digest = release.clone().manifest(|manifest| {
         let empty = manifest.files.iter_mut().find(|file| file.path.as_str() == "empty").expect("the file");
-        empty.sha256 = spacelift_bundle::digest::Digest::of(b"something");
+        empty.sha256 = bundle_core::digest::Digest::of(b"something");
     });
     cases.push(
         Made::archive(

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use bundle_core::digest::Digest;
+use bundle_core::sums;
 use openpgp::types::HashAlgorithm;
 use sequoia_openpgp as openpgp;
-use spacelift_bundle::digest::Digest;
-use spacelift_bundle::sums;
 
 use super::{Made, Material};
 use crate::elf::{AARCH64, Program, X86_64};

@@ -324,7 +324,7 @@ fn rules(material: &Material) -> anyhow::Result<Vec<Made>> {
         "manifest-digest-upper-case",
         "A digest in upper-case letters.",
         &{
-            let digest = spacelift_bundle::digest::Digest::of(b"#!/bin/sh\n").to_string();
+            let digest = bundle_core::digest::Digest::of(b"#!/bin/sh\n").to_string();
             with(&digest, &digest.to_uppercase())
         },
         &[json],

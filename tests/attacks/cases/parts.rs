@@ -1,10 +1,10 @@
 //! Step 8: parts that are each signed and in order, but do not belong together. The signer made a mistake, or was tricked
 //! into signing a mixture.
 
+use bundle_core::manifest::Manifest;
 use openpgp::armor;
 use sequoia_openpgp as openpgp;
 use serde_json::json;
-use spacelift_bundle::manifest::Manifest;
 use tar::EntryType;
 
 use super::good::binaries;
@@ -468,7 +468,7 @@ fn images(material: &Material) -> anyhow::Result<Vec<Made>> {
             "image-blob-extra",
             "A blob that belongs to no image.",
             changed(&|files| {
-                let digest = spacelift_bundle::digest::Digest::of(b"hidden");
+                let digest = bundle_core::digest::Digest::of(b"hidden");
                 files.insert(format!("blobs/sha256/{digest}"), b"hidden".to_vec());
             })?,
             &["belongs to no image"],

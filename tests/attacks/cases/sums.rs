@@ -1,8 +1,8 @@
 //! Steps 4 and 5: what the sums say, and that the archive is what they say. The sums are validly signed throughout.
 
+use bundle_core::digest::Digest;
+use bundle_core::sums::line;
 use integration_tests::case::Preparation;
-use spacelift_bundle::digest::Digest;
-use spacelift_bundle::sums::line;
 
 use super::{Made, Material};
 use crate::release::{Package, Release};

@@ -1,6 +1,6 @@
 //! Step 9: releases that are all in order, but not the ones that should be installed now.
 
-use spacelift_bundle::manifest::Manifest;
+use bundle_core::manifest::Manifest;
 
 use super::{Made, Material};
 use crate::release::Release;
