@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use bundle_core::interrupt;
 use clap::{Parser, Subcommand};
 
+mod aws;
 mod commands;
 mod exit;
 mod own_note;

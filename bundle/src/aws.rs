@@ -1,0 +1,157 @@
+//! How this program reaches AWS, or what speaks its protocols: one HTTP client, one configuration, one place that turns
+//! what went wrong into words.
+//!
+//! The HTTP client is shared: S3, ECR, CloudFormation, STS and the image registry go through the same connection pool,
+//! the same certificate store and the same proxy.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts of one request, the first included. The SDK waits between them with exponential backoff and full jitter.
+const ATTEMPTS: u32 = 5;
+
+/// Where to connect to. Shared by every command that needs a network.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// AWS region [default: AWS_REGION, AWS_DEFAULT_REGION or the profile's].
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Profile of the AWS configuration files [default: AWS_PROFILE].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Address of an S3-compatible store or an emulator, instead of AWS [default: AWS_ENDPOINT_URL].
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint_url: Option<String>,
+    /// Allow plain HTTP to the endpoint and the registry: everything, credentials included, can be read on the way.
+    #[arg(long)]
+    pub(crate) allow_http: bool,
+}
+
+/// A connection could not be configured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// No region was named anywhere.
+    #[error("no AWS region is set: give --region, set AWS_REGION, or set `region` in the profile")]
+    NoRegion,
+    /// The endpoint is plain HTTP and the caller did not ask for that.
+    #[error("{0} is plain HTTP: everything, credentials included, could be read on the way; --allow-http accepts that")]
+    PlainHttp(String),
+    /// The endpoint is no address.
+    #[error("{0:?} is not an address of the form https://HOST[:PORT]")]
+    Endpoint(String),
+    /// The file of certificates cannot be used.
+    #[error("{variable} names {}, which cannot be used: {reason}", .path.display())]
+    CaBundle {
+        /// The variable that named it.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A configured connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// What every service's client is made from.
+    pub(crate) config: SdkConfig,
+    /// The HTTP client in it, for what is not AWS: an image registry.
+    pub(crate) http: SharedHttpClient,
+    /// Region.
+    pub(crate) region: String,
+    /// Whether plain HTTP is accepted.
+    pub(crate) allow_http: bool,
+}
+
+impl Connection {
+    /// Reads the environment, the AWS configuration files and `options`. Makes no request.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
+        let http = http_client()?;
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
+        if let Some(region) = &options.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(profile) = &options.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(endpoint) = &options.endpoint_url {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let config = loader.load().await;
+        if let Some(endpoint) = config.endpoint_url() {
+            check_endpoint(endpoint, options.allow_http)?;
+        }
+        let region = config.region().ok_or(Error::NoRegion)?.to_string();
+        Ok(Self { config, http, region, allow_http: options.allow_http })
+    }
+}
+
+/// # Errors
+/// `endpoint` is not an address, or is plain HTTP and `allow_http` is not set.
+pub(crate) fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), Error> {
+    let host = if let Some(host) = endpoint.strip_prefix("https://") {
+        host
+    } else if let Some(host) = endpoint.strip_prefix("http://") {
+        if !allow_http {
+            return Err(Error::PlainHttp(endpoint.to_owned()));
+        }
+        host
+    } else {
+        return Err(Error::Endpoint(endpoint.to_owned()));
+    };
+    if host.is_empty() || host.starts_with('/') || host.contains(['@', ' ']) {
+        return Err(Error::Endpoint(endpoint.to_owned()));
+    }
+    Ok(())
+}
+
+/// rustls with ring; the host's certificates, or those of `AWS_CA_BUNDLE`; proxies as the usual variables have them.
+fn http_client() -> Result<SharedHttpClient, Error> {
+    let mut store = TrustStore::empty().with_native_roots(true);
+    if let Some(path) = env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        let refuse = |reason: String| Error::CaBundle { variable: "AWS_CA_BUNDLE", path: path.clone(), reason };
+        let pem = fs::read(&path).map_err(|error| refuse(error.to_string()))?;
+        if !pem.windows(27).any(|window| window == b"-----BEGIN CERTIFICATE-----") {
+            return Err(refuse("there is no PEM certificate in it".into()));
+        }
+        // As the AWS CLI has it: the bundle stands in place of the host's certificates.
+        store = TrustStore::empty().with_pem_certificate(pem);
+    }
+    let context = TlsContext::builder().with_trust_store(store).build().map_err(|error| Error::CaBundle {
+        variable: "AWS_CA_BUNDLE",
+        path: PathBuf::new(),
+        reason: error.to_string(),
+    })?;
+    // The builder's own `build_https` has no way to name a proxy.
+    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(context.clone())
+            .proxy_config(ProxyConfig::from_env());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.build()
+    }))
+}
