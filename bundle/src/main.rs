@@ -11,6 +11,7 @@ mod commands;
 mod exit;
 mod own_note;
 mod passphrase;
+mod progress;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
