@@ -7,6 +7,9 @@ use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 
+use crate::failure::{self, Failure};
+use crate::{aws, publish};
+
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
 /// Bad input (`EX_DATAERR`).
@@ -17,6 +20,14 @@ const NO_INPUT: u8 = 66;
 const CANNOT_CREATE: u8 = 73;
 /// Input/output error (`EX_IOERR`).
 const IO: u8 = 74;
+/// A service cannot be reached (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+/// A service cannot answer now, or someone else is at it; later the same command may succeed (`EX_TEMPFAIL`).
+const TRY_AGAIN: u8 = 75;
+/// Credentials are missing, wrong, expired or not sufficient (`EX_NOPERM`).
+const DENIED: u8 = 77;
+/// What a service was asked for is not there, or is not what it should be (`EX_CONFIG`).
+const CONFIGURATION: u8 = 78;
 /// Interrupted by SIGINT or SIGTERM.
 const INTERRUPTED: u8 = 130;
 /// Verification step N failed: this plus N.
@@ -98,6 +109,21 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(problems) = cause.downcast_ref::<release_config::Problems>() {
         return Some(problems.exit_code());
     }
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(of_failure(failure));
+    }
+    if let Some(error) = cause.downcast_ref::<publish::Error>() {
+        return Some(match error {
+            publish::Error::Request(failure) => of_failure(failure),
+            publish::Error::OtherContents { .. } | publish::Error::Pointer { .. } => DATA,
+            publish::Error::NotAsWritten { .. } => IO,
+            publish::Error::NotPublished { .. } => NO_INPUT,
+            publish::Error::Read { source, .. } => of_io("read", source),
+        });
+    }
+    if cause.is::<aws::Error>() {
+        return Some(USAGE);
+    }
     if cause.is::<Usage>() {
         return Some(USAGE);
     }
@@ -108,6 +134,16 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(of_signing(error));
     }
     cause.downcast_ref::<io::Error>().map(|error| of_io("", error))
+}
+
+fn of_failure(failure: &Failure) -> u8 {
+    match failure.kind {
+        failure::Kind::Denied => DENIED,
+        failure::Kind::Wrong => CONFIGURATION,
+        failure::Kind::Unreachable => UNAVAILABLE,
+        failure::Kind::Busy => TRY_AGAIN,
+        failure::Kind::Interrupted => INTERRUPTED,
+    }
 }
 
 fn of_signing(error: &signing::Error) -> u8 {

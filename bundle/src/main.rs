@@ -9,15 +9,18 @@ use clap::{Parser, Subcommand};
 mod aws;
 mod commands;
 mod exit;
+mod failure;
 mod own_note;
 mod passphrase;
 mod progress;
+mod publish;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
 /// Exit codes: 0 success; 1 unexpected failure, or `diff --reproduce` found a difference; 64 usage or configuration;
-/// 65 bad input; 66 input missing or unreadable; 73 output cannot be created; 74 input/output error such as a full disk;
-/// 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
+/// 65 bad input; 66 input missing or unreadable; 69 a service cannot be reached; 73 output cannot be created; 74
+/// input/output error such as a full disk; 75 a service is busy, try again later; 77 credentials are missing, expired or not
+/// sufficient; 78 what a service was asked for is not there or not as it should be; 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
 /// file is not detached signatures, 12 not signed by enough pinned certificates or a bad signature, 13 expired, revoked,
 /// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
 /// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.
@@ -37,6 +40,10 @@ enum Command {
     Inspect(commands::inspect::Arguments),
     Diff(commands::diff::Arguments),
     Keygen(commands::keygen::Arguments),
+    Publish(commands::publish::Arguments),
+    Promote(commands::publish::Promote),
+    #[command(name = "rollback")]
+    RollBack(commands::publish::RollBack),
     Pack(commands::pack::Arguments),
     Sign(commands::sign::Arguments),
     Image(commands::image::Arguments),
@@ -72,6 +79,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Inspect(arguments) => commands::inspect::run(&arguments, json)?,
         Command::Diff(arguments) => return commands::diff::run(&arguments, json),
         Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
+        Command::Publish(arguments) => commands::publish::run(&arguments, json)?,
+        Command::Promote(arguments) => commands::publish::promote(&arguments, json)?,
+        Command::RollBack(arguments) => commands::publish::roll_back(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
         Command::Image(arguments) => commands::image::run(&arguments, json)?,
