@@ -131,8 +131,8 @@ impl Store {
     /// Opens `bucket`. `owner` is the account that it must belong to.
     ///
     /// # Errors
-    /// A directory cannot be made or is in use.
-    pub(crate) fn open(
+    /// The bucket is not there, or not for these credentials; a directory cannot be made or is in use.
+    pub(crate) async fn open(
         bucket: &Bucket,
         access: Access,
         connection: Option<&Connection>,
@@ -143,7 +143,11 @@ impl Store {
                 Access::Read => Directory::reading(path),
                 Access::Write => Directory::writing(path)?,
             }))),
-            (Bucket::S3 { name, prefix }, Some(connection)) => Ok(Self::S3(S3::new(connection, name, prefix, owner))),
+            (Bucket::S3 { name, prefix }, Some(connection)) => {
+                let s3 = S3::new(connection, name, prefix, owner);
+                s3.check().await?;
+                Ok(Self::S3(s3))
+            }
             (Bucket::S3 { .. }, None) => Err(Failure::new("open the bucket", Kind::Wrong, "there is no connection")),
         }
     }
@@ -182,6 +186,15 @@ impl Store {
                 None => Err("it is not there".into()),
             }),
         }
+    }
+
+    /// Whether what was found has the object's bytes. Not every store keeps digests; then the bytes are read.
+    async fn holds(&self, found: Option<&Existing>, object: &Object) -> Result<bool, Failure> {
+        Ok(match found {
+            Some(Existing { size, sha256: None, .. }) if *size == object.size => self.is_there(object).await?.is_ok(),
+            Some(found) => found.is(object),
+            None => false,
+        })
     }
 
     async fn read(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
@@ -343,7 +356,7 @@ pub(crate) async fn plan(store: &Store, request: &Request<'_>) -> Result<Publish
         objects.extend(pointer(request.release.path(), manifest)?);
         for object in objects {
             let existing = store.existing(&object.key).await?;
-            plan.moved += usize::from(!existing.is_some_and(|existing| existing.is(&object)));
+            plan.moved += usize::from(!store.holds(existing.as_ref(), &object).await?);
         }
     }
     Ok(plan)
@@ -365,21 +378,20 @@ pub(crate) async fn point(
     let mut moved = 0;
     for object in mutable(release, manifest)? {
         let existing = store.existing(&object.key).await?;
-        if existing.as_ref().is_some_and(|existing| existing.is(&object)) {
-            continue;
+        if !store.holds(existing.as_ref(), &object).await? {
+            store.replace(&object, existing.as_ref()).await?;
+            moved += 1;
         }
-        store.replace(&object, existing.as_ref()).await?;
-        moved += 1;
     }
     // Who moved the pointer since it was read published something that this release was not compared with.
     let [pointer, signature] = pointer(release, manifest)?;
-    let same = current.is_some_and(|current| current.existing.as_ref().is_some_and(|found| found.is(&pointer)));
-    if !same {
-        store.replace(&pointer, current.and_then(|current| current.existing.as_ref())).await?;
+    let found = current.and_then(|current| current.existing.as_ref());
+    if !store.holds(found, &pointer).await? {
+        store.replace(&pointer, found).await?;
         moved += 1;
     }
     let existing = store.existing(&signature.key).await?;
-    if !existing.as_ref().is_some_and(|existing| existing.is(&signature)) {
+    if !store.holds(existing.as_ref(), &signature).await? {
         store.replace(&signature, existing.as_ref()).await?;
         moved += 1;
     }

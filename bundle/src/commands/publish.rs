@@ -142,8 +142,9 @@ impl Opened {
         Trust { pinned: &self.pinned, threshold: self.threshold }
     }
 
-    fn store(&self, target: &Target, access: Access) -> anyhow::Result<Store> {
-        Ok(Store::open(&target.bucket, access, self.connection.as_ref(), target.expected_bucket_owner.as_deref())?)
+    async fn store(&self, target: &Target, access: Access) -> anyhow::Result<Store> {
+        Ok(Store::open(&target.bucket, access, self.connection.as_ref(), target.expected_bucket_owner.as_deref())
+            .await?)
     }
 }
 
@@ -169,7 +170,7 @@ async fn publish(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let release = PrivateRelease::open(&arguments.release, &accept, &work, gzip::default_threads())?;
     let manifest = release.manifest();
     let access = if arguments.dry_run { Access::Read } else { Access::Write };
-    let store = opened.store(target, access)?;
+    let store = opened.store(target, access).await?;
     let current = publish::read_pointer(&store, &target.bucket, &manifest.channel, &opened.trust()).await?;
     accept.installed = current.as_ref().map(|pointer| &pointer.manifest);
     if !arguments.no_promote {
@@ -197,7 +198,7 @@ async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow:
     let progress = Progress::new();
     let target = &arguments.target;
     let opened = Opened::new(target).await?;
-    let store = opened.store(target, Access::Write)?;
+    let store = opened.store(target, Access::Write).await?;
     let current = publish::read_pointer(&store, &target.bucket, &arguments.channel, &opened.trust()).await?;
     let directory = tempfile::tempdir()?;
     let manifest =

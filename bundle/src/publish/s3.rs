@@ -73,6 +73,28 @@ impl S3 {
         format!("{what} s3://{}/{}{key}", self.bucket, self.prefix)
     }
 
+    /// Whether the bucket is there, in this region, and open to these credentials.
+    pub(crate) async fn check(&self) -> Result<(), Failure> {
+        let request = self.client.head_bucket().bucket(&self.bucket).set_expected_bucket_owner(self.owner.clone());
+        let Err(error) = request.send().await else { return Ok(()) };
+        let doing = format!("open s3://{}", self.bucket);
+        // The answer to a HEAD has no body, so the status is all there is.
+        match (status(&error), &self.owner) {
+            (Some(404), _) => {
+                let why = "there is no such bucket; deploy cloudformation/infra-s3.yaml or check the name";
+                Err(Failure::new(doing, Kind::Wrong, why))
+            }
+            (Some(403), Some(owner)) => {
+                let why = format!(
+                    "access is denied: the bucket does not belong to the account {owner}, or these credentials lack \
+                     s3:ListBucket"
+                );
+                Err(Failure::new(doing, Kind::Denied, why))
+            }
+            _ => Err(Failure::of(doing, "s3:ListBucket", &error)),
+        }
+    }
+
     /// Writes the object unless there is one of this key.
     pub(crate) async fn create(&self, object: &Object) -> Result<Put, Failure> {
         for attempt in 0.. {
@@ -281,11 +303,8 @@ impl S3 {
             Err(error) => return Err(Failure::of(doing, "s3:ListBucketMultipartUploads", &error)),
         };
         for upload in listed.uploads() {
-            if let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) {
-                if self.abort(key, id).await.is_ok() {
-                    aborted += 1;
-                }
-            }
+            let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
+            aborted += usize::from(self.abort(key, id).await.is_ok());
         }
         Ok(aborted)
     }
