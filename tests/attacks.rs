@@ -349,6 +349,7 @@ cases! {
     manifest_path_unsorted
     manifest_lists_itself
     manifest_lists_its_signature
+    manifest_lists_a_launcher_signature
     manifest_file_and_directory
     manifest_file_above_file
     manifest_as_directory
@@ -401,6 +402,15 @@ cases! {
     binary_with_later_note
     binary_extra
     launcher_missing
+    launcher_signature_missing
+    launcher_signatures_out_of_order
+    launcher_signature_by_stranger
+    launcher_signature_of_another
+    launcher_signature_empty
+    directory_launchers
+    directory_launcher_signature_missing
+    directory_launcher_signature_changed
+    directory_launcher_threshold_two
     bundle_missing
     target_unknown
     worker_missing
@@ -488,6 +498,7 @@ cases! {
     directory_file_is_a_link
     directory_directory_is_a_link
     directory_manifest_is_a_link
+    directory_manifest_is_a_directory
     directory_link_extra
     directory_file_is_a_pipe
     directory_manifest_is_a_pipe

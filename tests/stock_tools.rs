@@ -137,6 +137,8 @@ fn the_documented_files_are_there_and_no_others() {
         "manifest.json",
         "manifest.json.sig",
         "provenance.json",
+        "spacelift-launcher-aarch64_SHA256SUMS.sig",
+        "spacelift-launcher-x86_64_SHA256SUMS.sig",
         "version",
     ]
     .map(str::to_owned)

@@ -12,6 +12,7 @@ mod archive;
 mod content;
 mod directory;
 mod good;
+mod launchers;
 mod manifest;
 mod parts;
 mod signature;
@@ -64,6 +65,7 @@ pub(crate) fn all(material: &Material) -> anyhow::Result<Vec<Made>> {
         parts::cases(material)?,
         upgrade::cases(material)?,
         directory::cases(material)?,
+        launchers::cases(material)?,
     ];
     let cases: Vec<Made> = groups.into_iter().flatten().collect();
     for (index, case) in cases.iter().enumerate() {

@@ -133,14 +133,26 @@ impl Release {
     /// As [`Release::entries`], signed by several.
     pub(crate) fn entries_of(&self, signers: &[&Signer]) -> anyhow::Result<Vec<Entry>> {
         let manifest = self.manifest_bytes();
-        let mut signature = Vec::new();
-        for signer in signers {
-            signature.extend(signer.sign(&manifest)?);
+        let mut entries = self.entries_with(&manifest, &sign_all(signers, &manifest)?);
+        for (at, (name, sums)) in self.launcher_sums().into_iter().enumerate() {
+            let signature = sign_all(signers, sums.as_bytes())?;
+            entries.insert(3 + at, Entry::file(&format!("{}/{name}", self.root()), 0o644, &signature));
         }
-        Ok(self.entries_with(&manifest, &signature))
+        Ok(entries)
     }
 
-    /// The archive's entries with any manifest and any signature.
+    /// For each launcher the name of the signature over its sums, and the sums.
+    fn launcher_sums(&self) -> Vec<(String, String)> {
+        let launchers = [("bin/spacelift-launcher", "x86_64"), ("bin/spacelift-launcher-aarch64", "aarch64")];
+        let digest = |path| self.manifest.files.iter().find(|file| file.path.as_str() == path).map(|file| file.sha256);
+        let of = |(path, architecture)| {
+            let sums = sums::line(digest(path)?, &format!("spacelift-launcher-{architecture}"));
+            Some((format!("spacelift-launcher-{architecture}_SHA256SUMS.sig"), sums))
+        };
+        launchers.into_iter().filter_map(of).collect()
+    }
+
+    /// The archive's entries with any manifest and any signature, and none over launchers.
     pub(crate) fn entries_with(&self, manifest: &[u8], signature: &[u8]) -> Vec<Entry> {
         let root = self.root();
         let mut entries = vec![
@@ -179,18 +191,26 @@ impl Release {
     /// The release as a directory: every file with its path below the directory of the case.
     pub(crate) fn unpacked(&self, signers: &[&Signer]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         let manifest = self.manifest_bytes();
-        let mut signature = Vec::new();
-        for signer in signers {
-            signature.extend(signer.sign(&manifest)?);
-        }
+        let signature = sign_all(signers, &manifest)?;
         let root = self.root();
         let mut files =
             vec![(format!("{root}/manifest.json"), manifest), (format!("{root}/manifest.json.sig"), signature)];
+        for (name, sums) in self.launcher_sums() {
+            files.push((format!("{root}/{name}"), sign_all(signers, sums.as_bytes())?));
+        }
         for (file, contents) in self.manifest.files.iter().zip(&self.contents) {
             files.push((format!("{root}/{}", file.path), contents.clone()));
         }
         Ok(files)
     }
+}
+
+fn sign_all(signers: &[&Signer], text: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut signatures = Vec::new();
+    for signer in signers {
+        signatures.extend(signer.sign(text)?);
+    }
+    Ok(signatures)
 }
 
 /// An entry of a tar stream: header, contents and what pads them.
@@ -278,12 +298,12 @@ fn set_path(header: &mut tar::Header, path: &str) {
 /// What ends a tar stream.
 pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// The archive of these entries: root and manifest in the first gzip member, the signature in the second, then the rest.
+/// The archive of these entries: root and manifest in the first gzip member, the signatures in the second, then the rest.
 pub(crate) fn pack(entries: &[Entry]) -> Vec<u8> {
     let bytes = |entries: &[Entry]| entries.iter().map(Entry::bytes).collect::<Vec<_>>().concat();
     let (head, rest) = entries.split_at(entries.len().min(2));
-    let (signature, rest) = rest.split_at(rest.len().min(1));
-    compress(&[bytes(head), bytes(signature), [&bytes(rest)[..], &END].concat()])
+    let (signatures, rest) = rest.split_at(rest.iter().take_while(|entry| entry.path().ends_with(".sig")).count());
+    compress(&[bytes(head), bytes(signatures), [&bytes(rest)[..], &END].concat()])
 }
 
 /// The archive of a tar stream that was put together by hand, in pieces that each begin a gzip member.

@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
+use crate::launcher_sums::is_signature_name;
 use crate::manifest::{MANIFEST, MANIFEST_SIGNATURE, Manifest};
 use crate::{gzip, interrupt};
 
@@ -59,7 +60,7 @@ pub(crate) fn directory_header(manifest: &Manifest, path: &str) -> io::Result<He
     header(&format!("{}{separator}{path}/", manifest.root()), tar::EntryType::Directory, 0o755, 0, manifest)
 }
 
-/// The header of `manifest.json` or its signature.
+/// The header of `manifest.json` or of one of the signatures beside it.
 pub(crate) fn manifest_header(manifest: &Manifest, name: &str, size: usize) -> io::Result<Header> {
     header(&format!("{}/{name}", manifest.root()), tar::EntryType::Regular, 0o644, size as u64, manifest)
 }
@@ -269,7 +270,9 @@ impl<R: Read> Reader<R> {
         if path != wanted {
             let root = manifest.root();
             let listed = path.strip_prefix(&format!("{root}/")).is_some_and(|inside| {
-                inside == MANIFEST || inside == MANIFEST_SIGNATURE || manifest.file(inside).is_some()
+                matches!(inside, MANIFEST | MANIFEST_SIGNATURE)
+                    || is_signature_name(inside)
+                    || manifest.file(inside).is_some()
             });
             let directory = path.ends_with('/');
             return if self.seen.contains(&path) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::archive::{self, Entry, FormError};
 use crate::digest::HashingReader;
 use crate::gzip;
-use crate::manifest::{self, MANIFEST, MANIFEST_SIGNATURE, MAX_MANIFEST, Manifest};
+use crate::manifest::{self, MANIFEST, MAX_MANIFEST, Manifest};
 use crate::release::{self, Head};
 use crate::signature::MAX_SIGNATURE;
 
@@ -21,6 +21,7 @@ pub struct Contents {
     manifest: Manifest,
     manifest_bytes: Vec<u8>,
     signature: Option<Vec<u8>>,
+    launcher_signatures: Vec<Vec<u8>>,
 }
 
 enum Form {
@@ -45,6 +46,7 @@ impl Contents {
                 manifest: head.manifest.clone(),
                 manifest_bytes: head.manifest_bytes.clone(),
                 signature: head.signature.clone(),
+                launcher_signatures: head.launcher_signatures.clone(),
                 form: Form::Archive(Box::new(head)),
             });
         }
@@ -59,12 +61,23 @@ impl Contents {
         let manifest_bytes = read(MANIFEST, MAX_MANIFEST)?;
         let manifest = Manifest::from_bytes(&manifest_bytes)
             .map_err(|source| release::Error::Manifest { path: path.join(MANIFEST), source })?;
-        let signature = match read(MANIFEST_SIGNATURE, MAX_SIGNATURE) {
-            Ok(signature) => Some(signature),
-            Err(release::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path: path.to_owned(), form: Form::Directory, manifest, manifest_bytes, signature })
+        let mut signatures = Vec::new();
+        for name in release::signature_names(&manifest) {
+            match read(&name, MAX_SIGNATURE) {
+                Ok(signature) => signatures.push(signature),
+                Err(release::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let mut signatures = signatures.into_iter();
+        Ok(Self {
+            path: path.to_owned(),
+            form: Form::Directory,
+            manifest,
+            manifest_bytes,
+            signature: signatures.next(),
+            launcher_signatures: signatures.collect(),
+        })
     }
 
     /// Where it is.
@@ -93,6 +106,12 @@ impl Contents {
     /// The manifest's signature, if it has one.
     pub fn signature(&self) -> Option<&[u8]> {
         self.signature.as_deref()
+    }
+
+    /// The signatures over the launchers' sums, in the order of [`crate::launcher_sums::LauncherSums::of`]; fewer in a
+    /// release that is not signed, or not whole.
+    pub fn launcher_signatures(&self) -> &[Vec<u8>] {
+        &self.launcher_signatures
     }
 
     /// Calls `look` with every file in the manifest's order and a reader of its contents. What `look` leaves unread is
@@ -163,12 +182,11 @@ impl Contents {
         let manifest = &self.manifest;
         let mut stream = archive::Reader::new(gzip::Reader::new(BufReader::new(file), gzip::default_threads()));
         stream.expect(&archive::directory_header(manifest, "")?, manifest)?;
-        let small = [(MANIFEST, Some(&head.manifest_bytes)), (MANIFEST_SIGNATURE, head.signature.as_ref())];
-        for (name, bytes) in small {
-            if let Some(bytes) = bytes {
-                stream.expect(&archive::manifest_header(manifest, name, bytes.len())?, manifest)?;
-                stream.small(name, bytes.len() as u64, bytes.len())?;
-            }
+        let names = [MANIFEST.to_owned()].into_iter().chain(release::signature_names(manifest));
+        let small = [&head.manifest_bytes].into_iter().chain(&head.signature).chain(&head.launcher_signatures);
+        for (name, bytes) in names.zip(small) {
+            stream.expect(&archive::manifest_header(manifest, &name, bytes.len())?, manifest)?;
+            stream.small(&name, bytes.len() as u64, bytes.len())?;
         }
         for entry in archive::entries(manifest) {
             match entry {

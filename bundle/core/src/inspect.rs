@@ -24,6 +24,7 @@ use serde::{Serialize, Serializer};
 use crate::contents::Contents;
 use crate::digest::{Digest, HashingReader};
 use crate::interrupt;
+use crate::launcher_sums::LauncherSums;
 use crate::manifest::{Kind, MANIFEST, MANIFEST_SIGNATURE, Manifest};
 use crate::release;
 use crate::signature::{self, MAX_SIGNATURE};
@@ -60,7 +61,7 @@ pub struct Inspection {
     pub archive: Option<Archive>,
     /// The sums file beside the archive; `None` for a directory.
     pub sums: Option<Sums>,
-    /// The signatures: over the manifest, and over the sums file beside the archive.
+    /// The signatures: over the manifest, over each launcher's sums, and over the sums file beside the archive.
     pub signatures: Vec<SignatureFile>,
     /// The certificates that the caller gave, then those in `keys/`.
     pub certificates: Vec<Certificate>,
@@ -186,6 +187,16 @@ pub fn inspect(path: &Path, given: &[(PathBuf, Cert)], now: SystemTime) -> Resul
         &known,
         now,
     );
+    let of_launchers = LauncherSums::of(&manifest).into_iter().enumerate().map(|(index, sums)| {
+        signatures::look(
+            (sums.signature_name(), format!("the SHA-256 of {}", sums.path)),
+            Ok(contents.launcher_signatures().get(index).cloned()),
+            Some(sums.text().as_bytes()),
+            &known,
+            now,
+        )
+    });
+    let of_launchers: Vec<_> = of_launchers.collect();
     Ok(Inspection {
         verified: NotVerified,
         release: path.display().to_string(),
@@ -195,7 +206,7 @@ pub fn inspect(path: &Path, given: &[(PathBuf, Cert)], now: SystemTime) -> Resul
         manifest,
         archive,
         sums,
-        signatures: [Some(of_manifest), sums_signature].into_iter().flatten().collect(),
+        signatures: [of_manifest].into_iter().chain(of_launchers).chain(sums_signature).collect(),
         certificates: known.iter().map(|known| Certificate::of(known, now)).collect(),
         binaries,
         problems,
@@ -333,7 +344,10 @@ mod tests {
         assert_eq!((build.commit.as_str(), build.target.as_str()), (COMMIT, "x86_64-unknown-linux-musl"));
         assert_eq!(binary.worker.as_ref().unwrap().version, "v1.2.3");
 
-        let [over_manifest, over_sums] = inspection.signatures.as_slice() else { panic!("two signature files") };
+        let [over_manifest, over_launcher, over_sums] = inspection.signatures.as_slice() else {
+            panic!("three signature files")
+        };
+        assert_eq!(over_launcher.file, "spacelift-launcher-x86_64_SHA256SUMS.sig");
         assert_eq!((over_manifest.file.as_str(), over_manifest.signs.as_str()), (MANIFEST_SIGNATURE, MANIFEST));
         assert_eq!(over_sums.file, "self-hosted-v1.2.3.tar.gz_SHA256SUMS.sig");
         let fingerprint = vendor.fingerprint.to_string();
@@ -382,7 +396,7 @@ mod tests {
         fs::remove_file(Files::beside(&archive).sums).unwrap();
         let inspection = inspect(&archive, &given, now()).unwrap();
         assert!(!inspection.sums.unwrap().found);
-        let check = &inspection.signatures[1].signatures[0].checks[0];
+        let check = &inspection.signatures[2].signatures[0].checks[0];
         assert_eq!(check.result, Outcome::NotChecked, "there is nothing to check it against");
         assert_eq!(inspection.signatures[0].signatures[0].checks[0].result, Outcome::Matches);
     }
@@ -411,7 +425,7 @@ mod tests {
         let line = sums::line(Digest::of(b"another"), "self-hosted-v1.2.3.tar.gz");
         fs::write(&files.sums, line).unwrap();
         let changed = inspect(&archive, &given, now()).unwrap();
-        let check = &changed.signatures[1].signatures[0].checks[0];
+        let check = &changed.signatures[2].signatures[0].checks[0];
         assert_eq!(check.result, Outcome::Fails);
         assert!(check.problem.as_ref().unwrap().contains("BAD"), "{check:?}");
         assert_eq!(check.user_id.as_deref(), Some("Vendor"));
@@ -429,7 +443,7 @@ mod tests {
             let inspection = inspect(&archive, &given, now()).unwrap();
             let found = inspection.sums.unwrap().problem.unwrap();
             assert!(found.contains(sums_problem), "{found}");
-            let found = inspection.signatures[1].problem.clone().unwrap();
+            let found = inspection.signatures[2].problem.clone().unwrap();
             assert!(found.contains(signature_problem), "{found}");
         }
     }
@@ -468,8 +482,10 @@ mod tests {
         assert_eq!(inspection.form, Form::Directory);
         assert_eq!(problems(&inspection), [""; 0]);
         assert!(inspection.archive.is_none() && inspection.sums.is_none());
-        assert_eq!(inspection.signatures.len(), 1);
-        assert_eq!(inspection.signatures[0].signatures[0].checks[0].result, Outcome::Matches);
+        assert_eq!(inspection.signatures.len(), 2);
+        for file in &inspection.signatures {
+            assert_eq!(file.signatures[0].checks[0].result, Outcome::Matches, "{}", file.file);
+        }
 
         fs::write(root.join("config.json"), "{\"edited\": true}\n").unwrap();
         fs::write(root.join("version"), "v9.9.9\n").unwrap();

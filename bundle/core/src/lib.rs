@@ -16,6 +16,7 @@ pub mod gzip;
 pub mod image;
 pub mod inspect;
 pub mod interrupt;
+pub mod launcher_sums;
 pub mod manifest;
 pub mod notices;
 pub mod output;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::launcher_sums::is_signature_name;
 use crate::version::ReleaseVersion;
 
 /// The manifest's name in the release directory.
@@ -364,7 +365,7 @@ impl Manifest {
                 return rule(format!("files are not sorted by path, or {path} stands twice"));
             }
             previous = Some(path);
-            if matches!(path.as_str(), MANIFEST | MANIFEST_SIGNATURE) {
+            if matches!(path.as_str(), MANIFEST | MANIFEST_SIGNATURE) || is_signature_name(path.as_str()) {
                 return rule(format!("it lists {path} itself"));
             }
             if file.kind != Kind::of(path) || file.mode != Mode::of(path) {
@@ -383,8 +384,10 @@ impl Manifest {
         if let Some(both) = paths.iter().find(|path| directories.contains(**path)) {
             return rule(format!("{both} is both a file and a directory"));
         }
-        if directories.iter().any(|directory| matches!(*directory, MANIFEST | MANIFEST_SIGNATURE)) {
-            return rule("the manifest's name is used as a directory".into());
+        let taken =
+            |directory: &&&str| matches!(**directory, MANIFEST | MANIFEST_SIGNATURE) || is_signature_name(directory);
+        if let Some(directory) = directories.iter().find(taken) {
+            return rule(format!("{directory} is used as a directory"));
         }
         if !self.images.windows(2).all(|pair| pair[0].name < pair[1].name) {
             return rule("images are not sorted by name, or one stands twice".into());

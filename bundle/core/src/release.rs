@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use crate::archive::{self, FormError};
 use crate::contents::Contents;
 use crate::digest::{Digest, HashingWriter};
+use crate::launcher_sums::LauncherSums;
 use crate::manifest::{self, MANIFEST, MANIFEST_SIGNATURE, MAX_MANIFEST, Manifest};
 use crate::output::{OutputFile, remove_if_present};
 use crate::signature::{self, Fingerprint, MAX_SIGNATURE, PinnedCerts, Threshold};
@@ -23,9 +24,11 @@ pub struct Head {
     pub manifest_bytes: Vec<u8>,
     /// The manifest's signature; `None` in an unsigned archive.
     pub signature: Option<Vec<u8>>,
+    /// The signatures over the launchers' sums, as many as there are launchers; none in an unsigned archive.
+    pub launcher_signatures: Vec<Vec<u8>>,
     /// Compressed length of the first member.
     first: u64,
-    /// Compressed length of the signature's member, 0 if there is none.
+    /// Compressed length of the signatures' member, 0 if there is none.
     second: u64,
 }
 
@@ -85,7 +88,7 @@ pub struct Signed {
     pub digest: Digest,
     /// Length of the archive in bytes.
     pub size: u64,
-    /// SHA-256 of the archive without the manifest's signature.
+    /// SHA-256 of the archive without the signatures in it.
     pub payload: Digest,
     /// The manifest.
     pub manifest: Manifest,
@@ -140,31 +143,48 @@ pub fn read_head(path: &Path) -> Result<Head, Error> {
 
     let second = gzip::read_member(&mut reader, first.len() as u64).map_err(|error| not_a_release(error.into()))?;
     let second = second.ok_or_else(no_member)?;
-    let signature = read_signature(&second, &manifest).map_err(not_a_release)?;
+    let mut signatures = read_signatures(&second, &manifest).map_err(not_a_release)?.into_iter();
+    let signature = signatures.next();
     Ok(Head {
         manifest,
         manifest_bytes,
         first: first.len() as u64,
         second: if signature.is_some() { second.len() as u64 } else { 0 },
         signature,
+        launcher_signatures: signatures.collect(),
     })
 }
 
-/// The signature, if that is what the member holds.
-fn read_signature(member: &[u8], manifest: &Manifest) -> Result<Option<Vec<u8>>, FormError> {
+/// The signatures, the manifest's first, if they are what the member holds.
+fn read_signatures(member: &[u8], manifest: &Manifest) -> Result<Vec<Vec<u8>>, FormError> {
     let mut stream = archive::Reader::new(gzip::Reader::new(member, 1));
-    let header = stream.header(MANIFEST_SIGNATURE)?;
-    if archive::path_of(&header) != format!("{}/{MANIFEST_SIGNATURE}", manifest.root()) {
-        return Ok(None);
+    let mut signatures = Vec::new();
+    for name in signature_names(manifest) {
+        let header = stream.header(&name)?;
+        if name == MANIFEST_SIGNATURE && archive::path_of(&header) != format!("{}/{name}", manifest.root()) {
+            break;
+        }
+        let signature = stream.small(&name, archive::size_of(&header)?, MAX_SIGNATURE)?;
+        let expected = archive::manifest_header(manifest, &name, signature.len())?;
+        stream.compare(&header, &expected, manifest)?;
+        signatures.push(signature);
     }
-    let size = archive::size_of(&header)?;
-    let signature = stream.small(MANIFEST_SIGNATURE, size, MAX_SIGNATURE)?;
-    let expected = archive::manifest_header(manifest, MANIFEST_SIGNATURE, signature.len())?;
-    stream.compare(&header, &expected, manifest)?;
-    Ok(Some(signature))
+    Ok(signatures)
 }
 
-/// The payload digest of an archive: its SHA-256 without the member that holds the manifest's signature.
+/// The names of the signatures in a release, in the order in which they stand in its archive.
+pub(crate) fn signature_names(manifest: &Manifest) -> Vec<String> {
+    let launchers = LauncherSums::of(manifest).into_iter().map(|sums| sums.signature_name());
+    [MANIFEST_SIGNATURE.to_owned()].into_iter().chain(launchers).collect()
+}
+
+/// What each of them signs.
+fn signed_texts(manifest: &Manifest, manifest_bytes: &[u8]) -> Vec<Vec<u8>> {
+    let launchers = LauncherSums::of(manifest).into_iter().map(|sums| sums.text().into_bytes());
+    [manifest_bytes.to_vec()].into_iter().chain(launchers).collect()
+}
+
+/// The payload digest of an archive: its SHA-256 without the member that holds the signatures in it.
 ///
 /// # Errors
 /// See [`Error`].
@@ -189,7 +209,7 @@ fn copy_member(file: &mut File, length: u64, to: &mut impl Write) -> io::Result<
     }
 }
 
-/// Signs an unsigned archive: the manifest in it, then the sums over it. Writes the archive, its sums and their
+/// Signs an unsigned archive: the manifest and the launchers' sums in it, then the sums over it. Writes the archive, its sums and their
 /// signature to `output`. When they are there already, with the same payload and good signatures by the same signers,
 /// they are left as they are.
 ///
@@ -210,9 +230,13 @@ pub fn sign(archive: &Path, output: &Path, signers: &[Signer], now: SystemTime) 
     if let Some(kept) = keep(&files, payload, signers) {
         return Ok(kept);
     }
-    let mut manifest_signature = Vec::new();
-    for signer in signers {
-        manifest_signature.extend(signer.sign(&head.manifest_bytes, now)?);
+    let mut signatures = Vec::new();
+    for text in signed_texts(&head.manifest, &head.manifest_bytes) {
+        let mut signature = Vec::new();
+        for signer in signers {
+            signature.extend(signer.sign(&text, now)?);
+        }
+        signatures.push(signature);
     }
     // The old sums must not stand beside the new archive, however this ends.
     for old in [&files.signature, &files.sums, &files.archive] {
@@ -225,8 +249,10 @@ pub fn sign(archive: &Path, output: &Path, signers: &[Signer], now: SystemTime) 
         let mut sink = HashingWriter::new(out.writer());
         copy_member(&mut unsigned, head.first, &mut sink)?;
         let mut tar = archive::Writer::new(gzip::Writer::new(sink, 1));
-        tar.header(&archive::manifest_header(&head.manifest, MANIFEST_SIGNATURE, manifest_signature.len())?)?;
-        tar.contents(manifest_signature.as_slice(), manifest_signature.len() as u64)?;
+        for (name, signature) in signature_names(&head.manifest).iter().zip(&signatures) {
+            tar.header(&archive::manifest_header(&head.manifest, name, signature.len())?)?;
+            tar.contents(signature.as_slice(), signature.len() as u64)?;
+        }
         let mut sink = tar.into_inner().finish()?;
         unsigned.seek(SeekFrom::Start(head.first))?;
         copy_member(&mut unsigned, u64::MAX, &mut sink)?;
@@ -267,7 +293,14 @@ fn keep(files: &Files, payload: Digest, signers: &[Signer]) -> Option<Signed> {
     let (sums, signature) = (std::fs::read(&files.sums).ok()?, std::fs::read(&files.signature).ok()?);
     let now = SystemTime::now();
     signature::verify(&sums, &signature, &pins(signers), everyone, now).ok()?;
-    signature::verify(&head.manifest_bytes, head.signature.as_ref()?, &pins(signers), everyone, now).ok()?;
+    let inside = head.signature.iter().chain(&head.launcher_signatures);
+    let texts = signed_texts(&head.manifest, &head.manifest_bytes);
+    if inside.clone().count() != texts.len() {
+        return None;
+    }
+    for (text, signature) in texts.iter().zip(inside) {
+        signature::verify(text, signature, &pins(signers), everyone, now).ok()?;
+    }
     if signature::claimed_signers(&signature).ok()?.len() != signers.len()
         || self::payload(&files.archive, &head).ok()? != payload
     {

@@ -6,7 +6,7 @@
 //! 4. read the sums: exact form, exact name, exactly once;
 //! 5. hash the archive while copying it; from here on only that copy is used;
 //! 6. read the archive: one acceptable form, allow-listed by the manifest;
-//! 7. check the manifest's signature, and every file against the manifest;
+//! 7. check the signatures of the manifest and of the launchers' sums, and every file against the manifest;
 //! 8. cross-check versions and architectures: file name, `version`, manifest, binaries, worker, images;
 //! 9. refuse development releases, rollbacks and skipped versions.
 //!
@@ -24,6 +24,7 @@ use std::time::SystemTime;
 use crate::archive::{self, Entry, FormError};
 use crate::build_note::{Elf, Machine};
 use crate::digest::{Digest, HashingReader, HashingWriter};
+use crate::launcher_sums::{LauncherSums, is_signature_name};
 use crate::manifest::{self, Kind, MANIFEST, MANIFEST_SIGNATURE, MAX_MANIFEST, Manifest, Mode, ReleasePath};
 use crate::output::sync_parent;
 use crate::signature::{self, Fingerprint, MAX_SIGNATURE, PinnedCerts, Signer, Threshold};
@@ -489,6 +490,18 @@ fn read(
         out.file(MANIFEST, 0o644, &mut manifest_bytes.as_slice())?;
         out.file(MANIFEST_SIGNATURE, 0o644, &mut signature.as_slice())?;
     }
+    for sums in LauncherSums::of(&manifest) {
+        let name = sums.signature_name();
+        let header = stream.header(&name).map_err(form)?;
+        let size = archive::size_of(&header).map_err(form)?;
+        let expected = archive::manifest_header(&manifest, &name, size.min(u64::from(u32::MAX)) as usize);
+        stream.compare(&header, &fits(expected, &name)?, &manifest).map_err(form)?;
+        let signature = stream.small(&name, size, MAX_SIGNATURE).map_err(form)?;
+        check_launcher_sums(&sums, &signature, Threshold::ONE, policy, Path::new(&name))?;
+        if let Some(out) = &out {
+            out.file(&name, 0o644, &mut signature.as_slice())?;
+        }
+    }
     // Steps 6 and 7 for every file.
     let mut cross_check = CrossCheck::new(&manifest);
     for entry in archive::entries(&manifest) {
@@ -532,6 +545,19 @@ fn read(
     Ok(Verified { manifest, signers: archive.signers.clone(), archive: Some((archive.digest, archive.size)) })
 }
 
+/// Worker hosts will rely on this signature alone, so a release in which it is not good is not a good release.
+fn check_launcher_sums(
+    sums: &LauncherSums,
+    signature: &[u8],
+    threshold: Threshold,
+    policy: &Policy<'_>,
+    file: &Path,
+) -> Result<(), Error> {
+    signature::verify(sums.text().as_bytes(), signature, policy.pinned, threshold, policy.now)
+        .map_err(|source| Error::Signature { file: file.to_owned(), of_manifest: true, source })?;
+    Ok(())
+}
+
 /// The header that the manifest calls for. Its product, version and paths are each short enough, but a header has to hold
 /// them together.
 fn fits<T>(header: io::Result<T>, path: &str) -> Result<T, Error> {
@@ -565,7 +591,7 @@ pub fn directory(path: &Path, policy: &Policy<'_>) -> Result<Verified, Error> {
     let mut take = |name: &str| match present.remove(name) {
         Some(Listed::File) => Ok(()),
         Some(Listed::Directory) => Err(wrong(name, "it is a directory and should be a file")),
-        None if matches!(name, MANIFEST | MANIFEST_SIGNATURE) => {
+        None if matches!(name, MANIFEST | MANIFEST_SIGNATURE) || is_signature_name(name) => {
             Err(wrong(name, "it is missing, so this is not the directory of a signed release"))
         }
         None => Err(wrong(name, "it is in the manifest but missing from the directory")),
@@ -582,6 +608,13 @@ pub fn directory(path: &Path, policy: &Policy<'_>) -> Result<Verified, Error> {
     let signers = signature::verify(&manifest_bytes, &signature, policy.pinned, policy.threshold, policy.now)
         .map_err(|source| Error::Signature { file: signature_path, of_manifest: true, source })?;
     let manifest = read_manifest(&manifest_bytes)?;
+    for sums in LauncherSums::of(&manifest) {
+        let name = sums.signature_name();
+        take(&name)?;
+        let signature_path = path.join(name);
+        let signature = read_small(&signature_path, MAX_SIGNATURE)?;
+        check_launcher_sums(&sums, &signature, policy.threshold, policy, &signature_path)?;
+    }
     let mut cross_check = CrossCheck::new(&manifest);
     let mut directories = BTreeSet::new();
     for file in &manifest.files {

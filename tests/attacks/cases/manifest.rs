@@ -297,6 +297,12 @@ fn rules(material: &Material) -> anyhow::Result<Vec<Made>> {
         &["lists manifest.json.sig itself"],
     )?;
     add(
+        "manifest-lists-a-launcher-signature",
+        "The manifest lists the signature over a launcher's sums.",
+        &with("\"path\": \"install.sh\"", "\"path\": \"spacelift-launcher-aarch64_SHA256SUMS.sig\""),
+        &["lists spacelift-launcher-aarch64_SHA256SUMS.sig itself"],
+    )?;
+    add(
         "manifest-file-and-directory",
         "A path is a file and a directory.",
         &with("\"path\": \"install.sh\"", "\"path\": \"bin-is-no-prefix/x\""),

@@ -8,6 +8,7 @@ use sequoia_openpgp::Cert;
 use super::files::{look_at, open};
 use super::{Known, MAX_KEY, Problem, parse_key, read_small, read_whole, visit};
 use crate::contents::Contents;
+use crate::launcher_sums::LauncherSums;
 use crate::manifest::{self, Kind, MANIFEST, MANIFEST_SIGNATURE};
 use crate::signature::{self, CertError, Fingerprint, MAX_SIGNATURE};
 use crate::verify::Files;
@@ -92,7 +93,7 @@ pub enum ExtractError {
     Write(#[source] io::Error),
 }
 
-/// Copies one file to `out`, `manifest.json` and its signature included. What was written is worth nothing if this
+/// Copies one file to `out`, `manifest.json` and the signatures included. What was written is worth nothing if this
 /// fails.
 ///
 /// # Errors
@@ -101,7 +102,11 @@ pub fn extract(contents: &Contents, path: &str, out: &mut dyn Write) -> Result<(
     let whole = match path {
         MANIFEST => Some(contents.manifest_bytes()),
         MANIFEST_SIGNATURE => contents.signature(),
-        _ => None,
+        _ => LauncherSums::of(contents.manifest())
+            .iter()
+            .position(|sums| sums.signature_name() == path)
+            .and_then(|index| contents.launcher_signatures().get(index))
+            .map(Vec::as_slice),
     };
     if let Some(bytes) = whole {
         return out.write_all(bytes).map_err(ExtractError::Write);

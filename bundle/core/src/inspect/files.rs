@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::archive::FormError;
 use crate::contents::Contents;
 use crate::digest::HashingReader;
-use crate::manifest::{self, MANIFEST, MANIFEST_SIGNATURE, MAX_FILE, MAX_FILES};
+use crate::manifest::{self, MANIFEST, MAX_FILE, MAX_FILES};
 use crate::{interrupt, release};
 
 /// Entries of a directory tree that are looked at: some more than the largest release has.
@@ -154,7 +154,9 @@ pub(crate) fn read_whole(reader: &mut dyn Read, limit: u64) -> io::Result<Option
 /// What is in a release directory and not in its manifest. Goes down only where the manifest does.
 pub(crate) fn unlisted(contents: &Contents) -> Result<Vec<Problem>, release::Error> {
     let root = contents.path();
-    let mut known = BTreeSet::from([MANIFEST, MANIFEST_SIGNATURE]);
+    let mut known = BTreeSet::from([MANIFEST]);
+    let signatures = release::signature_names(contents.manifest());
+    known.extend(signatures.iter().map(String::as_str));
     for file in &contents.manifest().files {
         known.insert(file.path.as_str());
         known.extend(file.path.parents());

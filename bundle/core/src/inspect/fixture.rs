@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::build_note::fixture::{COMMIT, X86_64, launcher, program};
 use crate::contents::Contents;
 use crate::image::{Architecture, LauncherImage};
+use crate::launcher_sums::LauncherSums;
 use crate::manifest::{MANIFEST, MANIFEST_SIGNATURE};
 use crate::signing::{NewKey, Signer};
 use crate::source::{Commit, Date};
@@ -105,6 +106,9 @@ impl Example {
         fs::write(root.join(MANIFEST), contents.manifest_bytes()).unwrap();
         if let Some(signature) = contents.signature() {
             fs::write(root.join(MANIFEST_SIGNATURE), signature).unwrap();
+        }
+        for (sums, signature) in LauncherSums::of(contents.manifest()).iter().zip(contents.launcher_signatures()) {
+            fs::write(root.join(sums.signature_name()), signature).unwrap();
         }
         contents
             .for_each(|file, reader| {
