@@ -5,6 +5,7 @@
 //! the same certificate store and the same proxy.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +40,47 @@ pub(crate) struct Options {
     /// Allow plain HTTP to the endpoint and the registry: everything, credentials included, can be read on the way.
     #[arg(long)]
     pub(crate) allow_http: bool,
+    /// Proxies of a configuration file. Those of the environment go before.
+    #[arg(skip)]
+    pub(crate) proxies: Proxies,
+}
+
+/// Proxies that do not come from the environment. Their addresses may hold passwords.
+#[derive(Clone, Default)]
+pub(crate) struct Proxies {
+    /// For endpoints with plain HTTP.
+    pub(crate) http: Option<String>,
+    /// For all others.
+    pub(crate) https: Option<String>,
+    /// Hosts that are reached directly, separated by commas.
+    pub(crate) none: Option<String>,
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.http.is_some() || self.https.is_some() { "Proxies(set)" } else { "Proxies(none)" })
+    }
+}
+
+impl Proxies {
+    /// What to connect through. The address of the endpoint decides, since everything goes there or to AWS by HTTPS.
+    fn config(&self, endpoint: Option<&str>) -> Result<ProxyConfig, Error> {
+        let of_environment = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+        if of_environment.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
+            return Ok(ProxyConfig::from_env());
+        }
+        let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let config = match (is_plain, &self.http, &self.https) {
+            (true, Some(address), _) => ProxyConfig::http(address.as_str()),
+            (false, _, Some(address)) => ProxyConfig::https(address.as_str()),
+            _ => return Ok(ProxyConfig::from_env()),
+        };
+        let config = config.map_err(|_| Error::Proxy)?;
+        Ok(match &self.none {
+            Some(hosts) => config.no_proxy(hosts),
+            None => config,
+        })
+    }
 }
 
 /// A connection could not be configured.
@@ -53,6 +95,9 @@ pub(crate) enum Error {
     /// The endpoint is no address.
     #[error("{0:?} is not an address of the form https://HOST[:PORT]")]
     Endpoint(String),
+    /// A proxy's address is no address. It is not repeated: there may be a password in it.
+    #[error("the proxy's address cannot be used: it must have the form http://[USER:PASSWORD@]HOST:PORT")]
+    Proxy,
     /// The file of certificates cannot be used.
     #[error("{variable} names {}, which cannot be used: {reason}", .path.display())]
     CaBundle {
@@ -84,7 +129,8 @@ impl Connection {
     /// # Errors
     /// See [`Error`].
     pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
-        let http = http_client()?;
+        let endpoint = options.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
+        let http = http_client(options.proxies.config(endpoint.as_deref())?)?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http.clone())
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
@@ -127,7 +173,7 @@ pub(crate) fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), Err
 }
 
 /// rustls with ring; the host's certificates, or those of `AWS_CA_BUNDLE`; proxies as the usual variables have them.
-fn http_client() -> Result<SharedHttpClient, Error> {
+fn http_client(proxy: ProxyConfig) -> Result<SharedHttpClient, Error> {
     let mut store = TrustStore::empty().with_native_roots(true);
     if let Some(path) = env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
@@ -149,7 +195,7 @@ fn http_client() -> Result<SharedHttpClient, Error> {
         let mut connector = Connector::builder()
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .tls_context(context.clone())
-            .proxy_config(ProxyConfig::from_env());
+            .proxy_config(proxy.clone());
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
         connector.build()

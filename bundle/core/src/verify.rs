@@ -935,8 +935,11 @@ fn key(path: &ReleasePath, contents: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Step 9.
-fn check_upgrade(offered: &Manifest, policy: &Policy<'_>) -> Result<(), Error> {
+/// Step 9 alone, for whoever learns only after verification what is installed.
+///
+/// # Errors
+/// `offered` is a development release, a rollback, or skips a required version, and the policy does not accept that.
+pub fn check_upgrade(offered: &Manifest, policy: &Policy<'_>) -> Result<(), Error> {
     if offered.development && policy.development == Development::Refuse {
         return Err(Error::Development(offered.root()));
     }
