@@ -16,3 +16,6 @@ mod dist;
 
 mod accidents;
 mod components;
+
+// Against an emulated AWS account.
+mod worker_pool;

@@ -4,6 +4,7 @@
 //! directories, and all of it ends with the values that stand for it, also when a test fails. A tool that is missing is a
 //! failure, never a skipped test.
 
+pub mod aws_emulator;
 pub mod case;
 pub mod daemon;
 pub mod docker;

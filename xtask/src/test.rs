@@ -11,6 +11,7 @@ use lexopt::prelude::{Long, Short, Value};
 use crate::debian::{self, Installing};
 use crate::dist;
 use crate::progress::Progress;
+use crate::tools;
 use crate::workspace::Workspace;
 
 const HELP: &str = "\
@@ -28,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -42,6 +43,8 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("docker-registry", "docker-registry"),
     // Reads the certificates that the image trusts.
     ("openssl", "openssl"),
+    // Runs the documented commands. Version 1, which may come first on the PATH, does not know all of their flags.
+    ("/usr/bin/aws", "awscli"),
     // A container without a C library, and the other processor.
     ("busybox", "busybox-static"),
     ("qemu-aarch64-static", "qemu-user-static"),
@@ -72,9 +75,13 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         passed_on.push("--".into());
     }
     passed_on.push("--include-ignored".into());
-    let mut progress = Progress::new(1);
+    let mut progress = Progress::new(2);
     progress.step("find the programs that tests use", |progress| {
         debian::install(&debian::missing(&PROGRAMS), Installing::decide(no_install), progress)
+    })?;
+    let workspace = Workspace::find()?;
+    progress.step("find the AWS emulator", |progress| {
+        tools::install_emulator(&workspace, Installing::decide(no_install), progress)
     })?;
     if !no_dist {
         let mut flags = vec!["--target=all"];
@@ -83,7 +90,6 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
         dist::run(Parser::from_args(flags))?;
     }
-    let workspace = Workspace::find()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace.root()).args(["test", "--workspace", "--locked"]).args(passed_on);
     // Errors capture backtraces then, as they do for users who ask for them: it must not crash a static binary.

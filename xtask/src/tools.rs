@@ -1,6 +1,7 @@
-//! zig and cargo-zigbuild at exactly the pinned versions, in `target/tools`.
+//! Programs from the Python package index at exactly the pinned versions, in `target/tools`: zig and cargo-zigbuild, and
+//! the AWS emulator of the tests.
 //!
-//! They come as Python wheels, so `pip` fetches them: from the package index that the machine is configured for, checked
+//! All come as Python wheels, so `pip` fetches them: from the package index that the machine is configured for, checked
 //! against the hashes in `xtask/tools/zig.txt`. pip runs in a virtual environment because the system's Python is not to be
 //! changed; the programs themselves need no Python.
 
@@ -88,6 +89,30 @@ impl Tools {
         fs::rename(&partial, &self.directory)
             .with_context(|| format!("cannot rename {} to {}", partial.display(), self.directory.display()))
     }
+}
+
+/// What the AWS emulator and the linter of templates are made of, for any processor.
+const EMULATOR_REQUIREMENTS: &str = include_str!("../../tests/support/aws_emulator.txt");
+
+/// The Python environment with the programs that tests run, in `target/tools/aws-emulator`.
+///
+/// # Errors
+/// It is not there and may not be made, or a package cannot be fetched.
+pub(crate) fn install_emulator(workspace: &Workspace, installing: Installing, progress: &Progress) -> Result<()> {
+    let venv = workspace.tools().join("aws-emulator");
+    // Written last: what is there without it is half an environment, or one of other versions.
+    let installed = venv.join("requirements.txt");
+    if fs::read_to_string(&installed).is_ok_and(|text| text == EMULATOR_REQUIREMENTS) {
+        return Ok(());
+    }
+    let python = python(installing, progress)?;
+    progress.run(Command::new(python).args(["-m", "venv", "--clear"]).arg(&venv))?;
+    let mut pip = Command::new(venv.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--quiet"])
+        .args(["--require-hashes", "--only-binary=:all:", "--no-deps", "--requirement"])
+        .arg(workspace.root().join("tests/support/aws_emulator.txt"));
+    progress.run(&mut pip).context("cannot fetch the AWS emulator from the Python package index")?;
+    fs::write(&installed, EMULATOR_REQUIREMENTS).with_context(|| format!("cannot write {}", installed.display()))
 }
 
 /// A Python that can make virtual environments; Debian keeps that in a package of its own.
