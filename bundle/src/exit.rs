@@ -7,16 +7,25 @@ use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 
+use crate::aws;
+use crate::install::{config, service, stack};
+
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
 /// Bad input (`EX_DATAERR`).
 const DATA: u8 = 65;
 /// Input missing or unreadable (`EX_NOINPUT`).
 const NO_INPUT: u8 = 66;
+/// A service refuses, or cannot be reached (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
 /// Output cannot be created (`EX_CANTCREAT`).
 const CANNOT_CREATE: u8 = 73;
 /// Input/output error (`EX_IOERR`).
 const IO: u8 = 74;
+/// The same command may succeed later (`EX_TEMPFAIL`).
+const LATER: u8 = 75;
+/// Credentials are missing or wrong, or may not do this (`EX_NOPERM`).
+const NO_PERMISSION: u8 = 77;
 /// Interrupted by SIGINT or SIGTERM.
 const INTERRUPTED: u8 = 130;
 /// Verification step N failed: this plus N.
@@ -98,8 +107,26 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(problems) = cause.downcast_ref::<release_config::Problems>() {
         return Some(problems.exit_code());
     }
-    if cause.is::<Usage>() {
+    if cause.is::<Usage>() || cause.is::<aws::Error>() {
         return Some(USAGE);
+    }
+    if let Some(failed) = cause.downcast_ref::<service::Failed>() {
+        return Some(of_service(failed));
+    }
+    if let Some(error) = cause.downcast_ref::<stack::Error>() {
+        return Some(match error {
+            stack::Error::Service(failed) => of_service(failed),
+            stack::Error::Destroys { .. } => USAGE,
+            stack::Error::TooLong { .. } => LATER,
+            stack::Error::Ended { .. } | stack::Error::ChangeSet { .. } => UNAVAILABLE,
+            stack::Error::Interrupted { .. } => INTERRUPTED,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<config::Error>() {
+        return Some(match error {
+            config::Error::Read { source, .. } => of_io("read", source),
+            config::Error::Syntax { .. } | config::Error::Problems { .. } => USAGE,
+        });
     }
     if let Some(error) = cause.downcast_ref::<Unreadable>() {
         return Some(of_io("read", &error.source));
@@ -108,6 +135,14 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(of_signing(error));
     }
     cause.downcast_ref::<io::Error>().map(|error| of_io("", error))
+}
+
+fn of_service(failed: &service::Failed) -> u8 {
+    match failed.kind() {
+        service::Kind::Permission => NO_PERMISSION,
+        service::Kind::Unavailable => UNAVAILABLE,
+        service::Kind::Later => LATER,
+    }
 }
 
 fn of_signing(error: &signing::Error) -> u8 {

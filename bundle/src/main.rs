@@ -9,15 +9,17 @@ use clap::{Parser, Subcommand};
 mod aws;
 mod commands;
 mod exit;
+mod install;
 mod own_note;
 mod passphrase;
 mod progress;
+mod uninstall;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
 /// Exit codes: 0 success; 1 unexpected failure, or `diff --reproduce` found a difference; 64 usage or configuration;
-/// 65 bad input; 66 input missing or unreadable; 73 output cannot be created; 74 input/output error such as a full disk;
-/// 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
+/// 65 bad input; 66 input missing or unreadable; 69 a service refuses or cannot be reached; 73 output cannot be created;
+/// 74 input/output error such as a full disk; 75 try again later; 77 credentials or permissions; 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
 /// file is not detached signatures, 12 not signed by enough pinned certificates or a bad signature, 13 expired, revoked,
 /// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
 /// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.
@@ -36,6 +38,8 @@ enum Command {
     Verify(commands::verify::Arguments),
     Inspect(commands::inspect::Arguments),
     Diff(commands::diff::Arguments),
+    Install(commands::install::Arguments),
+    Uninstall(commands::uninstall::Arguments),
     Keygen(commands::keygen::Arguments),
     Pack(commands::pack::Arguments),
     Sign(commands::sign::Arguments),
@@ -71,6 +75,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Verify(arguments) => commands::verify::run(&arguments, json)?,
         Command::Inspect(arguments) => commands::inspect::run(&arguments, json)?,
         Command::Diff(arguments) => return commands::diff::run(&arguments, json),
+        Command::Install(arguments) => commands::install::run(&arguments, json)?,
+        Command::Uninstall(arguments) => commands::uninstall::run(&arguments, json)?,
         Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,

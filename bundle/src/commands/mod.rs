@@ -3,6 +3,7 @@
 pub(crate) mod diff;
 pub(crate) mod image;
 pub(crate) mod inspect;
+pub(crate) mod install;
 pub(crate) mod keygen;
 pub(crate) mod notices;
 pub(crate) mod pack;
@@ -10,5 +11,6 @@ pub(crate) mod provenance;
 pub(crate) mod release_config;
 pub(crate) mod sbom;
 pub(crate) mod sign;
+pub(crate) mod uninstall;
 pub(crate) mod verify;
 pub(crate) mod version;

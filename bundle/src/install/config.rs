@@ -513,7 +513,8 @@ impl Check {
                 }
                 40 | 64 if is_hex => Pin::Fingerprint(digits.to_ascii_uppercase()),
                 8..=63 if is_hex => {
-                    let message = "it is a key ID or part of a fingerprint, which others can imitate; give all 40 digits";
+                    let message =
+                        "it is a key ID or part of a fingerprint, which others can imitate; give all 40 digits";
                     self.problem(&path, message.into());
                     continue;
                 }
@@ -548,8 +549,10 @@ impl Check {
             }
             let (Some(key), Some(value)) = (text("key"), text("value")) else { continue };
             let lower = key.to_ascii_lowercase();
-            if key.is_empty() || key.chars().count() > 128 || lower.starts_with("aws:") || !key.chars().all(is_tag_char) {
-                let message = "a tag's key has 1 to 128 letters, digits, spaces and `_.:/=+-@`, and does not begin with `aws:`";
+            if key.is_empty() || key.chars().count() > 128 || lower.starts_with("aws:") || !key.chars().all(is_tag_char)
+            {
+                let message =
+                    "a tag's key has 1 to 128 letters, digits, spaces and `_.:/=+-@`, and does not begin with `aws:`";
                 self.problem(&format!("{path}.key"), message.into());
             }
             if value.chars().count() > 256 || !value.chars().all(is_tag_char) {
@@ -681,9 +684,9 @@ fn is_bucket(text: &str) -> bool {
 fn is_repository(text: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
-            && part.split(['.', '_', '-']).all(|run| {
-                !run.is_empty() && run.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
-            })
+            && part
+                .split(['.', '_', '-'])
+                .all(|run| !run.is_empty() && run.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()))
     };
     (2..=256).contains(&text.len()) && text.split('/').all(is_part)
 }
@@ -806,7 +809,9 @@ mod tests {
 
     #[test]
     fn a_proxy_password_is_never_repeated() {
-        let found = problems(r#"{ "proxy_config": { "http_proxy": "user:hunter2@proxy", "https_proxy": "ftp://u:hunter2@p" } }"#);
+        let found = problems(
+            r#"{ "proxy_config": { "http_proxy": "user:hunter2@proxy", "https_proxy": "ftp://u:hunter2@p" } }"#,
+        );
         assert_eq!(found.len(), 2);
         assert!(!found.join("").contains("hunter2"), "{found:?}");
     }

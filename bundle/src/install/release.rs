@@ -145,7 +145,8 @@ impl Copy {
             .open(&to)
             .map_err(|error| io_error("write", &to, error))?;
         interrupt::check().map_err(|error| io_error("read", &from, error))?;
-        io::copy(&mut reader.take(size.saturating_add(1)), &mut writer).map_err(|error| io_error("copy", &to, error))?;
+        io::copy(&mut reader.take(size.saturating_add(1)), &mut writer)
+            .map_err(|error| io_error("copy", &to, error))?;
         // Whatever the umask is: the verifier compares what the manifest says.
         fs::set_permissions(&to, fs::Permissions::from_mode(mode)).map_err(|error| io_error("write", &to, error))
     }

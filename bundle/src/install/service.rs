@@ -80,8 +80,12 @@ fn answered(code: &str, message: &str, status: Option<u16>, region: &str) -> (Ki
         "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" | "TokenRefreshRequired" => {
             (Kind::Permission, format!("the AWS credentials have expired: {said}"), sign_in.into())
         }
-        "InvalidClientTokenId" | "UnrecognizedClientException" | "InvalidAccessKeyId" | "AuthFailure"
-        | "InvalidToken" | "InvalidClientToken" => (
+        "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "InvalidAccessKeyId"
+        | "AuthFailure"
+        | "InvalidToken"
+        | "InvalidClientToken" => (
             Kind::Permission,
             format!("AWS does not know these credentials: {said}"),
             format!(
@@ -96,11 +100,9 @@ fn answered(code: &str, message: &str, status: Option<u16>, region: &str) -> (Ki
         "RequestTimeTooSkewed" => {
             (Kind::Permission, format!("this machine's clock is wrong: {said}"), "set the clock and try again".into())
         }
-        "OptInRequired" => (
-            Kind::Permission,
-            said,
-            format!("enable the region {region} for the account, or choose another one"),
-        ),
+        "OptInRequired" => {
+            (Kind::Permission, said, format!("enable the region {region} for the account, or choose another one"))
+        }
         "LimitExceeded" | "LimitExceededException" | "TooManyBuckets" => (
             Kind::Unavailable,
             format!("a quota of the account is used up: {said}"),

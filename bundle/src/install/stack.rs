@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_cloudformation::Client;
 use aws_sdk_cloudformation::types::{
-    ChangeAction, ChangeSetStatus, ChangeSetType, Parameter, Replacement, ResourceToImport, StackEvent, StackStatus, Tag,
+    ChangeAction, ChangeSetStatus, ChangeSetType, Parameter, Replacement, ResourceToImport, StackEvent, StackStatus,
+    Tag,
 };
 use bundle_core::interrupt;
 
@@ -138,7 +139,9 @@ pub(crate) enum Error {
         resource: String,
     },
     /// It does not end.
-    #[error("the stack {name} is still {status} after {minutes} minutes; look at its events in the console and run the command again")]
+    #[error(
+        "the stack {name} is still {status} after {minutes} minutes; look at its events in the console and run the command again"
+    )]
     TooLong {
         /// The stack.
         name: String,
@@ -218,9 +221,7 @@ impl<'a> Stacks<'a> {
         };
         let found = answer.stacks().iter().map(described).find(|stack| stack.status != "DELETE_COMPLETE");
         // By its identifier, a stack is found after it was deleted, too.
-        Ok(found.or_else(|| {
-            name.starts_with("arn:").then(|| answer.stacks().first().map(described)).flatten()
-        }))
+        Ok(found.or_else(|| name.starts_with("arn:").then(|| answer.stacks().first().map(described)).flatten()))
     }
 
     /// Names of the stacks that have this value for this parameter.
@@ -264,17 +265,6 @@ impl<'a> Stacks<'a> {
             }
         }
         Ok(found)
-    }
-
-    /// Parameters that a template has.
-    ///
-    /// # Errors
-    /// CloudFormation refuses the template.
-    pub(crate) async fn parameters_of(&self, name: &str, template: &str) -> Result<Vec<String>, Failed> {
-        let answer = self.client.validate_template().template_body(template).send().await;
-        let answer =
-            answer.map_err(|error| Failed::sdk(&format!("read the template {name}"), &self.region, &error))?;
-        Ok(answer.parameters().iter().filter_map(|parameter| parameter.parameter_key()).map(str::to_owned).collect())
     }
 
     /// Makes the stack as wanted. It may have been left in any state by a run that was interrupted.
@@ -394,7 +384,8 @@ impl<'a> Stacks<'a> {
         let mut pause = Pause::new();
         loop {
             let seen = self.client.describe_change_set().change_set_name(&change_set).send().await;
-            let seen = seen.map_err(|error| Failed::sdk(&format!("read a change set of {name}"), &self.region, &error))?;
+            let seen =
+                seen.map_err(|error| Failed::sdk(&format!("read a change set of {name}"), &self.region, &error))?;
             match seen.status() {
                 Some(ChangeSetStatus::CreateComplete) => {
                     self.judge(name, &change_set, seen.changes()).await?;
@@ -529,7 +520,9 @@ impl<'a> Stacks<'a> {
             .or_else(|| stack.reason.clone())
             .unwrap_or_else(|| "CloudFormation gives no reason".into());
         let next = match stack.state() {
-            State::Steady => "it was rolled back and is as it was before; repair the cause and run the same command again".into(),
+            State::Steady => {
+                "it was rolled back and is as it was before; repair the cause and run the same command again".into()
+            }
             _ => advice(name, &stack.status, &self.region),
         };
         Error::Ended { name: name.to_owned(), status: stack.status.clone(), cause, next }
@@ -538,7 +531,8 @@ impl<'a> Stacks<'a> {
 
 fn described(stack: &aws_sdk_cloudformation::types::Stack) -> Stack {
     let outputs = stack.outputs().iter();
-    let outputs = outputs.filter_map(|output| Some((output.output_key()?.to_owned(), output.output_value()?.to_owned())));
+    let outputs =
+        outputs.filter_map(|output| Some((output.output_key()?.to_owned(), output.output_value()?.to_owned())));
     let parameters = stack.parameters().iter();
     let parameters = parameters
         .filter_map(|parameter| Some((parameter.parameter_key()?.to_owned(), parameter.parameter_value()?.to_owned())));
@@ -670,12 +664,8 @@ mod tests {
         let template = "Parameters:\n  Name:\n    Type: String\nResources:\n  Bucket:\n    Type: AWS::S3::Bucket\n    \
                         Properties:\n      BucketName: !Sub \"${Name}-x\"\n  Policy:\n    Type: AWS::S3::BucketPolicy\n\
                         Outputs:\n  Name:\n    Value: !Ref Bucket\n";
-        let import = |logical_id| Import {
-            kind: "AWS::S3::Bucket",
-            logical_id,
-            property: "BucketName",
-            value: "x".to_owned(),
-        };
+        let import =
+            |logical_id| Import { kind: "AWS::S3::Bucket", logical_id, property: "BucketName", value: "x".to_owned() };
         let text = reduced(template, &[import("Bucket")]).unwrap();
         assert!(text.contains("!Sub") && text.contains("${Name}-x") && text.contains("Parameters"), "{text}");
         assert!(!text.contains("Policy") && !text.contains("Outputs"), "{text}");
