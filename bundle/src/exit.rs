@@ -7,8 +7,9 @@ use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 
-use crate::aws;
-use crate::install::{config, service, stack};
+use crate::failure::{self, Failure};
+use crate::install::{config, stack};
+use crate::{aws, publish};
 
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
@@ -16,16 +17,18 @@ pub(crate) const USAGE: u8 = 64;
 const DATA: u8 = 65;
 /// Input missing or unreadable (`EX_NOINPUT`).
 const NO_INPUT: u8 = 66;
-/// A service refuses, or cannot be reached (`EX_UNAVAILABLE`).
-const UNAVAILABLE: u8 = 69;
 /// Output cannot be created (`EX_CANTCREAT`).
 const CANNOT_CREATE: u8 = 73;
 /// Input/output error (`EX_IOERR`).
 const IO: u8 = 74;
-/// The same command may succeed later (`EX_TEMPFAIL`).
-const LATER: u8 = 75;
-/// Credentials are missing or wrong, or may not do this (`EX_NOPERM`).
-const NO_PERMISSION: u8 = 77;
+/// A service cannot be reached (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+/// A service cannot answer now, or someone else is at it; later the same command may succeed (`EX_TEMPFAIL`).
+const TRY_AGAIN: u8 = 75;
+/// Credentials are missing, wrong, expired or not sufficient (`EX_NOPERM`).
+const DENIED: u8 = 77;
+/// What a service was asked for is not there, or is not what it should be (`EX_CONFIG`).
+const CONFIGURATION: u8 = 78;
 /// Interrupted by SIGINT or SIGTERM.
 const INTERRUPTED: u8 = 130;
 /// Verification step N failed: this plus N.
@@ -107,18 +110,30 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(problems) = cause.downcast_ref::<release_config::Problems>() {
         return Some(problems.exit_code());
     }
-    if cause.is::<Usage>() || cause.is::<aws::Error>() {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(of_failure(failure));
+    }
+    if let Some(error) = cause.downcast_ref::<publish::Error>() {
+        return Some(match error {
+            publish::Error::Request(failure) => of_failure(failure),
+            publish::Error::OtherContents { .. } | publish::Error::Pointer { .. } => DATA,
+            publish::Error::NotAsWritten { .. } => IO,
+            publish::Error::NotPublished { .. } => NO_INPUT,
+            publish::Error::Read { source, .. } => of_io("read", source),
+        });
+    }
+    if cause.is::<aws::Error>() {
         return Some(USAGE);
     }
-    if let Some(failed) = cause.downcast_ref::<service::Failed>() {
-        return Some(of_service(failed));
+    if cause.is::<Usage>() {
+        return Some(USAGE);
     }
     if let Some(error) = cause.downcast_ref::<stack::Error>() {
         return Some(match error {
-            stack::Error::Service(failed) => of_service(failed),
+            stack::Error::Service(failure) => of_failure(failure),
             stack::Error::Destroys { .. } => USAGE,
-            stack::Error::TooLong { .. } => LATER,
-            stack::Error::Ended { .. } | stack::Error::ChangeSet { .. } => UNAVAILABLE,
+            stack::Error::TooLong { .. } => TRY_AGAIN,
+            stack::Error::Ended { .. } | stack::Error::ChangeSet { .. } => CONFIGURATION,
             stack::Error::Interrupted { .. } => INTERRUPTED,
         });
     }
@@ -137,11 +152,13 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     cause.downcast_ref::<io::Error>().map(|error| of_io("", error))
 }
 
-fn of_service(failed: &service::Failed) -> u8 {
-    match failed.kind() {
-        service::Kind::Permission => NO_PERMISSION,
-        service::Kind::Unavailable => UNAVAILABLE,
-        service::Kind::Later => LATER,
+fn of_failure(failure: &Failure) -> u8 {
+    match failure.kind {
+        failure::Kind::Denied => DENIED,
+        failure::Kind::Wrong => CONFIGURATION,
+        failure::Kind::Unreachable => UNAVAILABLE,
+        failure::Kind::Busy => TRY_AGAIN,
+        failure::Kind::Interrupted => INTERRUPTED,
     }
 }
 

@@ -8,31 +8,33 @@
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
 use bundle_core::interrupt;
-use bundle_core::manifest::Manifest;
+use bundle_core::private::PrivateRelease;
 use bundle_core::signature::Threshold;
-use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion, Verified};
+use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
 use serde_json::json;
 
 use crate::aws::{self, Connection, Proxies};
+use crate::commands;
 use crate::exit::Usage;
+use crate::failure::{Failure, Kind};
 use crate::progress::Progress;
+use crate::publish::{self, Access, Bucket, Store};
 
 pub(crate) mod account;
 pub(crate) mod config;
 mod json;
 mod plan;
 pub(crate) mod release;
-pub(crate) mod service;
 pub(crate) mod stack;
 
 use config::{Config, Pin};
 use plan::{BUCKET_OUTPUT, Plan, PlannedStack, REPOSITORY_OUTPUT};
 use release::Copy;
-use service::{Failed, Kind};
 use stack::{Applied, Stacks, Wanted};
 
 /// The template of the downloads bucket.
@@ -87,7 +89,7 @@ pub(crate) enum Consent {
 ///
 /// # Errors
 /// What was refused, and what was done before.
-pub(crate) fn run(request: &Request<'_>, progress: &Progress) -> anyhow::Result<()> {
+pub(crate) fn run(request: &Request<'_>, progress: &Arc<Progress>) -> anyhow::Result<()> {
     let config = Config::read(request.config)?;
     let pins: Vec<Pin> =
         config.signers.iter().cloned().chain(request.certificates.iter().cloned().map(Pin::File)).collect();
@@ -119,32 +121,25 @@ pub(crate) fn run(request: &Request<'_>, progress: &Progress) -> anyhow::Result<
         rollback: request.rollback,
         skipped_version: request.skipped_version,
     };
-    let verified = copy.verify(&policy)?;
-    let parts = Parts::find(&copy, verified.manifest())?;
-    for signer in verified.signers() {
+    let ignored = copy.ignored.clone();
+    let release = copy.verify(&policy)?;
+    let parts = Parts::find(&release)?;
+    for signer in release.verified().signers() {
         progress.line(format!("signed by {} {}", signer.primary, signer.user_id.escape_debug()));
     }
-    for name in &copy.ignored {
+    for name in &ignored {
         progress.line(format!("{name} is not part of the release; it is not used"));
     }
-    runtime()?.block_on(async {
+    commands::publish::runtime()?.block_on(async {
         let connection = connect(&config, request.aws).await?;
         let stacks = Stacks::new(&connection.config, &connection.region, progress);
-        let mut plan = Plan::make(&connection, &stacks, &config, &verified, &policy).await?;
+        let mut plan = Plan::make(&connection, &stacks, &config, release.manifest(), &policy).await?;
         if !parts.has_pool {
             plan.notes.push(format!("this release has no {POOL_TEMPLATE}"));
         }
-        let installer =
-            Installer { request, config: &config, copy: &copy, verified: &verified, parts: &parts, progress };
+        let installer = Installer { request, config: &config, release: &release, parts: &parts, progress };
         installer.run(&connection, &stacks, &plan).await
     })
-}
-
-/// # Errors
-/// The operating system gives no threads.
-pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("cannot start the runtime")
 }
 
 /// Connects as the configuration and the flags have it.
@@ -208,12 +203,13 @@ struct Parts {
 }
 
 impl Parts {
-    fn find(copy: &Copy, manifest: &Manifest) -> anyhow::Result<Self> {
+    fn find(release: &PrivateRelease) -> anyhow::Result<Self> {
+        let manifest = release.manifest();
         let missing =
             |what: &str| Usage(format!("this release has no {what}, so it cannot be installed; ask the vendor"));
         let template = |path: &str| -> anyhow::Result<String> {
             manifest.file(path).ok_or_else(|| missing(path))?;
-            let full = copy.path().join(path);
+            let full = release.path().join(path);
             let text = fs::read_to_string(&full).with_context(|| format!("cannot read {}", full.display()))?;
             if text.len() > MAX_TEMPLATE {
                 return Err(Usage(format!(
@@ -232,7 +228,7 @@ impl Parts {
         Ok(Self {
             s3_template: template(S3_TEMPLATE)?,
             ecr_template: template(ECR_TEMPLATE)?,
-            image: copy.path().join(image.path.as_str()),
+            image: release.path().join(image.path.as_str()),
             has_pool: manifest.file(POOL_TEMPLATE).is_some(),
         })
     }
@@ -242,10 +238,9 @@ impl Parts {
 struct Installer<'a> {
     request: &'a Request<'a>,
     config: &'a Config,
-    copy: &'a Copy,
-    verified: &'a Verified,
+    release: &'a PrivateRelease,
     parts: &'a Parts,
-    progress: &'a Progress,
+    progress: &'a Arc<Progress>,
 }
 
 impl Installer<'_> {
@@ -274,7 +269,7 @@ impl Installer<'_> {
                 for line in &done {
                     self.progress.line(format!("done before that: {line}"));
                 }
-                self.progress.line(match &plan.installed {
+                self.progress.line(match plan.installed_version() {
                     Some(version) => format!(
                         "workers still get {version} until everything is done; to go on, run the same command again; to \
                          stay at {version}, run install.sh of that release again with --allow-rollback"
@@ -309,7 +304,7 @@ impl Installer<'_> {
         let bucket = output(stacks, &plan.s3.name, BUCKET_OUTPUT).await?;
         let repository = output(stacks, &plan.ecr.name, REPOSITORY_OUTPUT).await?;
         interrupt::check()?;
-        let image = self.distribute(connection, &bucket, &repository, done).await?;
+        let image = self.distribute(connection, plan, &repository, done).await?;
         Ok(Installation { stacks: [(plan.s3.name.clone(), s3), (plan.ecr.name.clone(), ecr)], bucket, image })
     }
 
@@ -337,16 +332,32 @@ impl Installer<'_> {
         Ok(applied)
     }
 
-    /// Uploads the release and pushes the launcher's image; returns the image's address.
+    /// Uploads the release and pushes the launcher's image, then lets readers find them; returns the image's address.
     async fn distribute(
         &self,
         connection: &Connection,
-        bucket: &str,
+        plan: &Plan,
         repository: &str,
         done: &mut Vec<String>,
     ) -> anyhow::Result<String> {
-        let _ = (connection, bucket, done, self.copy.path(), &self.parts.image);
-        Ok(format!("{repository}:{}", self.verified.manifest().version))
+        let bucket = Bucket::S3 { name: plan.bucket.clone(), prefix: String::new() };
+        let store = Store::open(&bucket, Access::Write, Some(connection), Some(&plan.account.id)).await?;
+        let current = plan.installed.as_ref();
+        let request = publish::Request { release: self.release, bucket: &bucket, current, promote: true };
+        publish::upload(&store, &request, self.progress).await?;
+        done.push(format!("the files of {} are in the bucket {}", plan.version, plan.bucket));
+        let image = self.push(connection, repository).await?;
+        done.push(format!("the image {image} is in the repository"));
+        // From here on workers get the new version, so everything of it is there before.
+        let (path, manifest) = (self.release.path(), self.release.manifest());
+        publish::point(&store, &bucket, path, manifest, current, self.progress).await?;
+        Ok(image)
+    }
+
+    /// Pushes the launcher's image, tagged with the version; returns its address.
+    async fn push(&self, connection: &Connection, repository: &str) -> anyhow::Result<String> {
+        let _ = (connection, &self.parts.image);
+        Ok(format!("{repository}:{}", self.release.manifest().version))
     }
 
     fn report(&self, plan: &Plan, result: &Installation) -> anyhow::Result<()> {
@@ -362,7 +373,7 @@ impl Installer<'_> {
                 "account": plan.account.id,
                 "region": plan.region,
                 "version": plan.version,
-                "installed_before": plan.installed,
+                "installed_before": plan.installed_version(),
                 "downloads_bucket": result.bucket,
                 "launcher_image": result.image,
                 "stacks": stacks,
@@ -402,10 +413,10 @@ struct Installation {
     image: String,
 }
 
-async fn output(stacks: &Stacks<'_>, name: &str, key: &str) -> Result<String, Failed> {
+async fn output(stacks: &Stacks<'_>, name: &str, key: &str) -> Result<String, Failure> {
     let stack = stacks.find(name).await?;
     stack.and_then(|stack| stack.outputs.get(key).cloned()).ok_or_else(|| {
-        let next = "another program may have changed it: run the same command again";
-        Failed::new(Kind::Later, &format!("use the stack {name}"), format!("it has no output {key}"), next)
+        let why = format!("it has no output {key}; another program may have changed it: run the same command again");
+        Failure::new(format!("use the stack {name}"), Kind::Busy, why)
     })
 }

@@ -9,17 +9,20 @@ use clap::{Parser, Subcommand};
 mod aws;
 mod commands;
 mod exit;
+mod failure;
 mod install;
 mod own_note;
 mod passphrase;
 mod progress;
+mod publish;
 mod uninstall;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
 /// Exit codes: 0 success; 1 unexpected failure, or `diff --reproduce` found a difference; 64 usage or configuration;
-/// 65 bad input; 66 input missing or unreadable; 69 a service refuses or cannot be reached; 73 output cannot be created;
-/// 74 input/output error such as a full disk; 75 try again later; 77 credentials or permissions; 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
+/// 65 bad input; 66 input missing or unreadable; 69 a service cannot be reached; 73 output cannot be created; 74
+/// input/output error such as a full disk; 75 a service is busy, try again later; 77 credentials are missing, expired or not
+/// sufficient; 78 what a service was asked for is not there or not as it should be; 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
 /// file is not detached signatures, 12 not signed by enough pinned certificates or a bad signature, 13 expired, revoked,
 /// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
 /// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.
@@ -41,6 +44,10 @@ enum Command {
     Install(commands::install::Arguments),
     Uninstall(commands::uninstall::Arguments),
     Keygen(commands::keygen::Arguments),
+    Publish(commands::publish::Arguments),
+    Promote(commands::publish::Promote),
+    #[command(name = "rollback")]
+    RollBack(commands::publish::RollBack),
     Pack(commands::pack::Arguments),
     Sign(commands::sign::Arguments),
     Image(commands::image::Arguments),
@@ -78,6 +85,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Install(arguments) => commands::install::run(&arguments, json)?,
         Command::Uninstall(arguments) => commands::uninstall::run(&arguments, json)?,
         Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
+        Command::Publish(arguments) => commands::publish::run(&arguments, json)?,
+        Command::Promote(arguments) => commands::publish::promote(&arguments, json)?,
+        Command::RollBack(arguments) => commands::publish::roll_back(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
         Command::Image(arguments) => commands::image::run(&arguments, json)?,

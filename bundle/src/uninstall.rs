@@ -9,12 +9,13 @@ use bundle_core::interrupt;
 use serde_json::json;
 
 use crate::aws::{self, Connection};
+use crate::commands;
 use crate::exit::Usage;
+use crate::failure::{Failure, Kind, printable};
 use crate::install::account::{self, Account};
 use crate::install::config::Config;
-use crate::install::service::{Failed, Kind, printable};
 use crate::install::stack::{Stack, Stacks, State};
-use crate::install::{Consent, ask, connect, runtime};
+use crate::install::{Consent, ask, connect};
 use crate::progress::Progress;
 
 /// Objects that one request lists and deletes: what S3 allows.
@@ -60,7 +61,7 @@ struct Found {
 /// What was refused. What was deleted before stays deleted; the same command goes on.
 pub(crate) fn run(request: &Request<'_>, progress: &Progress) -> anyhow::Result<()> {
     let config = Config::read(request.config)?;
-    runtime()?.block_on(async {
+    commands::publish::runtime()?.block_on(async {
         let connection = connect(&config, request.aws).await?;
         let stacks = Stacks::new(&connection.config, &connection.region, progress);
         let found = find(&connection, &stacks, &config).await?;
@@ -181,7 +182,6 @@ async fn effects(
 async fn empty(connection: &Connection, bucket: &str, account: &Account, progress: &Progress) -> anyhow::Result<()> {
     let client = account::s3(connection);
     let doing = format!("empty the bucket {bucket}");
-    let region = &connection.region;
     let mut count = 0_usize;
     loop {
         interrupt::check()?;
@@ -196,7 +196,7 @@ async fn empty(connection: &Connection, bucket: &str, account: &Account, progres
         let page = match page {
             Ok(page) => page,
             Err(error) if error.code() == Some("NoSuchBucket") => return Ok(()),
-            Err(error) => return Err(Failed::sdk(&doing, region, &error).into()),
+            Err(error) => return Err(Failure::of(doing, "s3:ListBucketVersions", &error).into()),
         };
         let versions = page.versions().iter().map(|version| (version.key(), version.version_id()));
         let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
@@ -213,7 +213,7 @@ async fn empty(connection: &Connection, bucket: &str, account: &Account, progres
         let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build()?;
         let answer =
             client.delete_objects().bucket(bucket).delete(delete).expected_bucket_owner(&account.id).send().await;
-        let answer = answer.map_err(|error| Failed::sdk(&doing, region, &error))?;
+        let answer = answer.map_err(|error| Failure::of(&doing, "s3:DeleteObjectVersion", &error))?;
         if let Some(error) = answer.errors().first() {
             let reason = format!(
                 "{} of the objects stay, the first of them {}: {}",
@@ -222,14 +222,14 @@ async fn empty(connection: &Connection, bucket: &str, account: &Account, progres
                 printable(error.message().or(error.code()).unwrap_or("no reason was given"))
             );
             let next = "allow s3:DeleteObjectVersion and remove object locks, then run the same command again";
-            return Err(Failed::new(Kind::Permission, &doing, reason, next).into());
+            return Err(Failure::new(doing, Kind::Denied, format!("{reason}; {next}")).into());
         }
         progress.line(format!("bucket {bucket}: {count} versions of objects deleted"));
     }
     loop {
         interrupt::check()?;
         let page = client.list_multipart_uploads().bucket(bucket).expected_bucket_owner(&account.id).send().await;
-        let page = page.map_err(|error| Failed::sdk(&doing, region, &error))?;
+        let page = page.map_err(|error| Failure::of(&doing, "s3:ListBucketMultipartUploads", &error))?;
         if page.uploads().is_empty() {
             return Ok(());
         }
@@ -239,28 +239,28 @@ async fn empty(connection: &Connection, bucket: &str, account: &Account, progres
             match aborted {
                 Ok(_) => {}
                 Err(error) if error.code() == Some("NoSuchUpload") => {}
-                Err(error) => return Err(Failed::sdk(&doing, region, &error).into()),
+                Err(error) => return Err(Failure::of(&doing, "s3:AbortMultipartUpload", &error).into()),
             }
         }
     }
 }
 
-async fn delete_bucket(connection: &Connection, bucket: &str, account: &Account) -> Result<(), Failed> {
+async fn delete_bucket(connection: &Connection, bucket: &str, account: &Account) -> Result<(), Failure> {
     let deleted =
         account::s3(connection).delete_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
     match deleted {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some("NoSuchBucket") => Ok(()),
-        Err(error) => Err(Failed::sdk(&format!("delete the bucket {bucket}"), &connection.region, &error)),
+        Err(error) => Err(Failure::of(format!("delete the bucket {bucket}"), "s3:DeleteBucket", &error)),
     }
 }
 
-async fn delete_repository(connection: &Connection, name: &str) -> Result<(), Failed> {
+async fn delete_repository(connection: &Connection, name: &str) -> Result<(), Failure> {
     let client = aws_sdk_ecr::Client::new(&connection.config);
     match client.delete_repository().repository_name(name).force(true).send().await {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some("RepositoryNotFoundException") => Ok(()),
-        Err(error) => Err(Failed::sdk(&format!("delete the image repository {name}"), &connection.region, &error)),
+        Err(error) => Err(Failure::of(format!("delete the image repository {name}"), "ecr:DeleteRepository", &error)),
     }
 }
 

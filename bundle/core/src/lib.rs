@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod notices;
 pub mod output;
 pub mod pack;
+pub mod private;
 pub mod provenance;
 pub mod release;
 pub mod release_config;

@@ -320,6 +320,33 @@ pub struct SignedArchive {
     digest: Digest,
     size: u64,
     signers: Vec<Signer>,
+    sums: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl SignedArchive {
+    /// The private copy, to read at any position.
+    ///
+    /// # Errors
+    /// No further file can be opened.
+    pub fn copy(&self) -> io::Result<File> {
+        self.copy.try_clone()
+    }
+
+    /// Digest and length of the archive.
+    pub fn digest(&self) -> (Digest, u64) {
+        (self.digest, self.size)
+    }
+
+    /// The sums file, as it was verified.
+    pub fn sums(&self) -> &[u8] {
+        &self.sums
+    }
+
+    /// The sums file's signature, as it was verified.
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
 }
 
 /// Steps 1 to 5. The copy goes to `work`, a directory on a disk with room for the archive; it has no name there, so
@@ -328,13 +355,13 @@ pub struct SignedArchive {
 /// # Errors
 /// See [`Error`].
 pub fn open(files: &Files, policy: &Policy<'_>, work: &Path) -> Result<SignedArchive, Error> {
-    let (expected, signers) = signed_digest(files, policy)?;
+    let Signed { digest: expected, signers, sums, signature } = signed_digest(files, policy)?;
     // Step 5.
     let archive = open_archive(files)?;
     let copy = tempfile::tempfile_in(work).map_err(io_error("make a private copy of the archive in", work))?;
     let failed = io_error("write the private copy of the archive in", work);
     let (digest, size) = hash_archive(files, archive, expected, &copy, failed)?;
-    Ok(SignedArchive { copy, path: files.archive.clone(), digest, size, signers })
+    Ok(SignedArchive { copy, path: files.archive.clone(), digest, size, signers, sums, signature })
 }
 
 /// Steps 1 to 5 without the copy: for those who only want to know whether the file is the signed one, and who will not
@@ -343,14 +370,22 @@ pub fn open(files: &Files, policy: &Policy<'_>, work: &Path) -> Result<SignedArc
 /// # Errors
 /// See [`Error`].
 pub fn sums_only(files: &Files, policy: &Policy<'_>) -> Result<Digest, Error> {
-    let (expected, _) = signed_digest(files, policy)?;
+    let Signed { digest: expected, .. } = signed_digest(files, policy)?;
     let archive = open_archive(files)?;
     let failed = io_error("read", &files.archive);
     Ok(hash_archive(files, archive, expected, io::sink(), failed)?.0)
 }
 
-/// Steps 1 to 4: the digest that pinned signers vouch for.
-fn signed_digest(files: &Files, policy: &Policy<'_>) -> Result<(Digest, Vec<Signer>), Error> {
+/// What pinned signers vouch for, and how.
+struct Signed {
+    digest: Digest,
+    signers: Vec<Signer>,
+    sums: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// Steps 1 to 4.
+fn signed_digest(files: &Files, policy: &Policy<'_>) -> Result<Signed, Error> {
     let sums = read_small(&files.sums, sums::MAX_SUMS)?;
     // A part of a file must not be called badly signed.
     if sums.len() > sums::MAX_SUMS {
@@ -363,7 +398,7 @@ fn signed_digest(files: &Files, policy: &Policy<'_>) -> Result<(Digest, Vec<Sign
     // Step 4.
     let name = files.archive.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let digest = sums::find(&sums, &name).map_err(|source| Error::Sums { file: files.sums.clone(), source })?;
-    Ok((digest, signers))
+    Ok(Signed { digest, signers, sums, signature })
 }
 
 fn open_archive(files: &Files) -> Result<File, Error> {
@@ -935,10 +970,11 @@ fn key(path: &ReleasePath, contents: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Step 9 alone, for whoever learns only after verification what is installed.
+/// Step 9: whether a release may follow the one that is installed. It is part of every verification that is given the
+/// installed release; this is for those who learn of that one later.
 ///
 /// # Errors
-/// `offered` is a development release, a rollback, or skips a required version, and the policy does not accept that.
+/// [`Error::Development`], [`Error::Rollback`], [`Error::NotAnUpgrade`] or [`Error::SkippedVersion`].
 pub fn check_upgrade(offered: &Manifest, policy: &Policy<'_>) -> Result<(), Error> {
     if offered.development && policy.development == Development::Refuse {
         return Err(Error::Development(offered.root()));

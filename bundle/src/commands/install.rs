@@ -1,6 +1,7 @@
 //! `install`
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bundle_core::verify::{Development, Rollback, SkippedVersion};
 
@@ -12,9 +13,6 @@ use crate::progress::Progress;
 /// First everything without effect: the release is verified against the pinned certificates, the configuration and the
 /// account are checked, and the plan is shown. After `yes`: the stacks of the downloads bucket and of the image
 /// repository, the release's files, the launcher's image. Run it again to upgrade, to repair, or after an interruption.
-///
-/// Besides the documented exit codes: 69 AWS refuses or cannot be reached, 75 try again later, 77 credentials are missing,
-/// expired, wrong or not allowed to do this.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   ./install.sh
@@ -57,7 +55,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let config = arguments.config.clone().unwrap_or_else(|| arguments.release.join(release::CONFIG));
-    let work = arguments.work_dir.clone().unwrap_or_else(release::default_work_dir);
+    let work = arguments.work_dir.clone().unwrap_or_else(super::verify::default_work_dir);
     let request = Request {
         release: &arguments.release,
         config: &config,
@@ -79,5 +77,5 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
         aws: &arguments.aws,
         json,
     };
-    install::run(&request, &Progress::new())
+    install::run(&request, &Arc::new(Progress::new()))
 }

@@ -8,6 +8,7 @@ pub(crate) mod keygen;
 pub(crate) mod notices;
 pub(crate) mod pack;
 pub(crate) mod provenance;
+pub(crate) mod publish;
 pub(crate) mod release_config;
 pub(crate) mod sbom;
 pub(crate) mod sign;

@@ -10,9 +10,6 @@ use crate::uninstall::{self, Data, Request};
 ///
 /// The stacks are deleted. The downloads bucket and the image repository stay with everything in them, since worker hosts
 /// may still need them, unless -n is given; a later installation uses them again.
-///
-/// Besides the documented exit codes: 69 AWS refuses or cannot be reached, 75 try again later, 77 credentials are missing,
-/// expired, wrong or not allowed to do this.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The directory of the unpacked release.

@@ -130,7 +130,8 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     Ok(print(&arguments.release, &verified, json)?)
 }
 
-fn default_work_dir() -> PathBuf {
+/// Where large temporary files go.
+pub(crate) fn default_work_dir() -> PathBuf {
     // /tmp is often kept in memory; /var/tmp is meant for large files.
     std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }

@@ -1,11 +1,10 @@
 //! Whose credentials these are, and what is in that account under the names that an installation needs.
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
-use bundle_core::manifest::{MAX_MANIFEST, Manifest};
 
-use super::service::{Failed, Kind};
 use crate::aws::Connection;
 use crate::exit::Usage;
+use crate::failure::{Failure, Kind};
 
 /// An AWS account, as the credentials have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,17 +22,14 @@ impl Account {
     ///
     /// # Errors
     /// They are missing, expired or wrong, or AWS cannot be reached.
-    pub(crate) async fn identify(connection: &Connection) -> Result<Self, Failed> {
+    pub(crate) async fn identify(connection: &Connection) -> Result<Self, Failure> {
         let doing = "find out which AWS account this is";
         let answer = aws_sdk_sts::Client::new(&connection.config).get_caller_identity().send().await;
-        let answer = answer.map_err(|error| Failed::sdk(doing, &connection.region, &error))?;
+        let answer = answer.map_err(|error| Failure::of(doing, "sts:GetCallerIdentity", &error))?;
         let (Some(id), Some(arn)) = (answer.account(), answer.arn()) else {
-            return Err(Failed::new(
-                Kind::Unavailable,
-                doing,
-                "the answer names none",
-                "check that --endpoint-url leads to AWS or to something that speaks its protocol",
-            ));
+            let why =
+                "the answer names none; does --endpoint-url lead to AWS, or to something that speaks its protocol?";
+            return Err(Failure::new(doing, Kind::Wrong, why));
         };
         let partition = arn.split(':').nth(1).unwrap_or("aws").to_owned();
         Ok(Self { id: id.to_owned(), arn: arn.to_owned(), partition })
@@ -87,16 +83,15 @@ pub(crate) fn s3(connection: &Connection) -> aws_sdk_s3::Client {
 ///
 /// # Errors
 /// It belongs to someone else, or is in another region.
-pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucket: &str) -> Result<bool, Failed> {
+pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucket: &str) -> Result<bool, Failure> {
     let doing = format!("use the bucket {bucket}");
     let region = &connection.region;
     let other_region = |there: &str| {
-        Failed::new(
-            Kind::Unavailable,
-            &doing,
-            format!("it is in the region {there}, and the installation in {region}"),
-            "correct `aws_region`, or set `downloads_bucket_name` to a name that is free",
-        )
+        let why = format!(
+            "it is in the region {there}, and the installation in {region}; correct `aws_region`, or set \
+             `downloads_bucket_name` to a name that is free"
+        );
+        Failure::new(doing.clone(), Kind::Wrong, why)
     };
     let answer = s3(connection).head_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
     match answer {
@@ -105,18 +100,20 @@ pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucke
             _ => Ok(true),
         },
         Err(error) => {
-            let failed = Failed::sdk(&doing, region, &error);
+            let failed = Failure::of(doing.clone(), "s3:ListBucket", &error);
             let there = error.raw_response().and_then(|response| response.headers().get("x-amz-bucket-region"));
             match (failed.status, there) {
                 (Some(404), _) => Ok(false),
                 (_, Some(there)) if there != region => Err(other_region(there)),
                 // S3 says nothing more about what belongs to others.
-                (Some(403), _) => Err(Failed::new(
-                    Kind::Permission,
-                    &doing,
-                    format!("it belongs to another account than {}, or the credentials may not look at it", account.id),
-                    "set `downloads_bucket_name` to a name that is free, or allow s3:ListBucket",
-                )),
+                (Some(403), _) => {
+                    let why = format!(
+                        "it belongs to another account than {}, or the credentials may not look at it; set \
+                         `downloads_bucket_name` to a name that is free, or allow s3:ListBucket",
+                        account.id
+                    );
+                    Err(Failure::new(doing.clone(), Kind::Denied, why))
+                }
                 _ => Err(failed),
             }
         }
@@ -127,11 +124,11 @@ pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucke
 ///
 /// # Errors
 /// S3 refuses.
-pub(crate) async fn has_policy(connection: &Connection, bucket: &str) -> Result<bool, Failed> {
+pub(crate) async fn has_policy(connection: &Connection, bucket: &str) -> Result<bool, Failure> {
     match s3(connection).get_bucket_policy().bucket(bucket).send().await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some("NoSuchBucketPolicy") => Ok(false),
-        Err(error) => Err(Failed::sdk(&format!("read the policy of the bucket {bucket}"), &connection.region, &error)),
+        Err(error) => Err(Failure::of(format!("read the policy of the bucket {bucket}"), "s3:GetBucketPolicy", &error)),
     }
 }
 
@@ -139,63 +136,15 @@ pub(crate) async fn has_policy(connection: &Connection, bucket: &str) -> Result<
 ///
 /// # Errors
 /// ECR refuses.
-pub(crate) async fn has_repository(connection: &Connection, name: &str) -> Result<bool, Failed> {
+pub(crate) async fn has_repository(connection: &Connection, name: &str) -> Result<bool, Failure> {
     let client = aws_sdk_ecr::Client::new(&connection.config);
     match client.describe_repositories().repository_names(name).send().await {
         Ok(found) => Ok(!found.repositories().is_empty()),
         Err(error) if error.code() == Some("RepositoryNotFoundException") => Ok(false),
-        Err(error) => Err(Failed::sdk(&format!("look at the image repository {name}"), &connection.region, &error)),
-    }
-}
-
-/// The release that the bucket's channel points to.
-#[derive(Debug)]
-pub(crate) struct Installed {
-    /// Its manifest.
-    pub(crate) manifest: Manifest,
-    /// The manifest's bytes.
-    pub(crate) bytes: Vec<u8>,
-    /// The signature beside it.
-    pub(crate) signature: Option<Vec<u8>>,
-}
-
-impl Installed {
-    /// Reads the pointer of `channel`. `None` if nothing was published to it.
-    ///
-    /// # Errors
-    /// S3 refuses, or the pointer is no manifest.
-    pub(crate) async fn read(connection: &Connection, bucket: &str, channel: &str) -> Result<Option<Self>, Failed> {
-        let key = format!("channel/{channel}.json");
-        let Some(bytes) = object(connection, bucket, &key).await? else { return Ok(None) };
-        let manifest = Manifest::from_bytes(&bytes).map_err(|error| {
-            let next = "remove it if this bucket holds nothing of value, or restore an earlier version of the object";
-            Failed::new(Kind::Unavailable, &format!("read s3://{bucket}/{key}"), error.to_string(), next)
-        })?;
-        let signature = object(connection, bucket, &format!("{key}.sig")).await?;
-        Ok(Some(Self { manifest, bytes, signature }))
-    }
-}
-
-/// A small object, or as much of it as a manifest may have and one byte more.
-async fn object(connection: &Connection, bucket: &str, key: &str) -> Result<Option<Vec<u8>>, Failed> {
-    let doing = format!("read s3://{bucket}/{key}");
-    let answer = s3(connection).get_object().bucket(bucket).key(key).send().await;
-    let mut answer = match answer {
-        Ok(answer) => answer,
-        Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => return Ok(None),
-        Err(error) => return Err(Failed::sdk(&doing, &connection.region, &error)),
-    };
-    let mut bytes = Vec::new();
-    let cut = |error: &dyn std::fmt::Display| {
-        Failed::new(Kind::Later, &doing, format!("the connection was cut: {error}"), "run the same command again")
-    };
-    while let Some(chunk) = answer.body.try_next().await.map_err(|error| cut(&error))? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > MAX_MANIFEST {
-            break;
+        Err(error) => {
+            Err(Failure::of(format!("look at the image repository {name}"), "ecr:DescribeRepositories", &error))
         }
     }
-    Ok(Some(bytes))
 }
 
 #[cfg(test)]

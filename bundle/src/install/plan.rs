@@ -1,15 +1,16 @@
 //! What an installation would do, from what is there. Finding out has no effect.
 
-use bundle_core::signature::{self, PinnedCerts, Threshold};
-use bundle_core::verify::{self, Policy, Verified};
+use bundle_core::manifest::Manifest;
+use bundle_core::verify::{self, Policy};
 use serde_json::json;
 
-use super::account::{self, Account, Installed};
+use super::account::{self, Account};
 use super::config::Config;
-use super::service::{Failed, Kind};
 use super::stack::{self, Import, Stack, Stacks, State};
 use crate::aws::Connection;
 use crate::exit::Usage;
+use crate::failure::{Failure, Kind};
+use crate::publish::{self, Access, Bucket, Pointer, Store, Trust};
 
 /// Output of the bucket's stack.
 pub(crate) const BUCKET_OUTPUT: &str = "DownloadsBucketName";
@@ -36,8 +37,8 @@ pub(crate) struct Plan {
     pub(crate) region: String,
     /// Version to install.
     pub(crate) version: String,
-    /// Version that is installed.
-    pub(crate) installed: Option<String>,
+    /// What the bucket's channel points to: the release that is installed.
+    pub(crate) installed: Option<Pointer>,
     /// Name of the downloads bucket.
     pub(crate) bucket: String,
     /// Name of the image repository.
@@ -59,12 +60,11 @@ impl Plan {
         connection: &Connection,
         stacks: &Stacks<'_>,
         config: &Config,
-        verified: &Verified,
+        manifest: &Manifest,
         policy: &Policy<'_>,
     ) -> anyhow::Result<Self> {
         let account = Account::identify(connection).await?;
         account.check(config.account_id.as_deref(), &connection.region)?;
-        let manifest = verified.manifest();
         let bucket = config.bucket.clone().unwrap_or_else(|| account.default_bucket());
         let mut notes = Vec::new();
         let mut s3 = planned(connection, stacks, &config.s3_stack, &mut notes).await?;
@@ -87,20 +87,22 @@ impl Plan {
             notes.push(format!("the repository {repository} exists and has no stack; it becomes part of {}", ecr.name));
         }
         if !has_bucket && s3.found.as_ref().is_some_and(|stack| stack.state() == State::Steady) {
-            return Err(Failed::new(
-                Kind::Unavailable,
-                &format!("use the stack {}", s3.name),
-                format!("its bucket {bucket} was deleted by someone"),
-                "run ./uninstall.sh, which removes what is left of the stack, then install again",
-            )
-            .into());
+            let why = format!(
+                "its bucket {bucket} was deleted by someone; run ./uninstall.sh, which removes what is left of the stack, \
+                 then install again"
+            );
+            return Err(Failure::new(format!("use the stack {}", s3.name), Kind::Wrong, why).into());
         }
         let installed = match has_bucket {
-            true => Installed::read(connection, &bucket, &manifest.channel).await?,
+            true => {
+                let trust = Trust { pinned: policy.pinned, threshold: policy.threshold };
+                let address = Bucket::S3 { name: bucket.clone(), prefix: String::new() };
+                let store = Store::open(&address, Access::Read, Some(connection), Some(&account.id)).await?;
+                publish::read_pointer(&store, &address, &manifest.channel, &trust).await?
+            }
             false => None,
         };
         if let Some(installed) = &installed {
-            notes.extend(doubt(installed, policy.pinned));
             verify::check_upgrade(manifest, &Policy { installed: Some(&installed.manifest), ..*policy })?;
         }
         if !config.unused.is_empty() {
@@ -109,7 +111,7 @@ impl Plan {
         Ok(Self {
             region: connection.region.clone(),
             version: manifest.version.to_string(),
-            installed: installed.map(|installed| installed.manifest.version.to_string()),
+            installed,
             repository: repository.clone(),
             account,
             bucket,
@@ -119,11 +121,16 @@ impl Plan {
         })
     }
 
+    /// The version that is installed.
+    pub(crate) fn installed_version(&self) -> Option<String> {
+        self.installed.as_ref().map(|pointer| pointer.manifest.version.to_string())
+    }
+
     /// In words, a line each.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let from = match &self.installed {
+        let from = match self.installed_version() {
             None => format!("{} (nothing is installed)", self.version),
-            Some(installed) if *installed == self.version => format!("{installed}, which is installed already"),
+            Some(installed) if installed == self.version => format!("{installed}, which is installed already"),
             Some(installed) => format!("{installed} -> {}", self.version),
         };
         let partition = if self.account.partition == "aws" { "" } else { self.account.partition.as_str() };
@@ -155,7 +162,7 @@ impl Plan {
             "partition": self.account.partition,
             "region": self.region,
             "version": self.version,
-            "installed": self.installed,
+            "installed": self.installed_version(),
             "bucket": self.bucket,
             "repository": self.repository,
             "stacks": [stack(&self.s3), stack(&self.ecr)],
@@ -178,10 +185,10 @@ async fn planned(
     stacks: &Stacks<'_>,
     name: &str,
     notes: &mut Vec<String>,
-) -> Result<PlannedStack, Failed> {
+) -> Result<PlannedStack, Failure> {
     let found = stacks.find(name).await?;
     match found.as_ref().map(|stack| (stack, stack.state())) {
-        Some((stack, State::Stuck)) => return Err(Failed::stuck(name, stack, &connection.region)),
+        Some((found, State::Stuck)) => return Err(stack::stuck(name, found, &connection.region)),
         Some((stack, State::Busy)) => {
             notes.push(format!("the stack {name} is {}; the installation waits for it first", stack.status));
         }
@@ -217,17 +224,4 @@ fn agrees(
         ))),
         _ => Ok(()),
     }
-}
-
-/// Why what the bucket says about the installed release may not be true. It only ever makes the installer refuse more, so
-/// an old release whose signer is not pinned any more does not stop an upgrade.
-fn doubt(installed: &Installed, pinned: &PinnedCerts) -> Option<String> {
-    let reason = match &installed.signature {
-        None => "it has no signature".to_owned(),
-        Some(signature) => {
-            let now = std::time::SystemTime::now();
-            signature::verify(&installed.bytes, signature, pinned, Threshold::ONE, now).err()?.to_string()
-        }
-    };
-    Some(format!("the manifest of the installed release cannot be verified: {reason}"))
 }

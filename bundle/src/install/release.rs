@@ -8,14 +8,15 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bundle_core::digest::Digest;
 use bundle_core::interrupt;
 use bundle_core::launcher_sums::LauncherSums;
 use bundle_core::manifest::{MANIFEST, MANIFEST_SIGNATURE, MAX_MANIFEST, Manifest};
+use bundle_core::private::PrivateRelease;
 use bundle_core::signature::{self, CertError, Fingerprint, PinnedCerts};
-use bundle_core::verify::{self, Policy, Verified};
+use bundle_core::verify::{self, Policy};
 use tempfile::TempDir;
 
 use super::config::Pin;
@@ -109,8 +110,8 @@ impl Copy {
     ///
     /// # Errors
     /// See [`verify::directory`].
-    pub(crate) fn verify(&self, policy: &Policy<'_>) -> Result<Verified, verify::Error> {
-        verify::directory(self.path(), policy).map_err(|error| match error {
+    pub(crate) fn verify(self, policy: &Policy<'_>) -> Result<PrivateRelease, verify::Error> {
+        PrivateRelease::of_copy(self.directory, policy).map_err(|error| match error {
             verify::Error::File { path, reason } if path == CONFIG => verify::Error::File {
                 path,
                 reason: format!(
@@ -181,9 +182,4 @@ fn not_listed(source: &Path, known: &BTreeSet<String>) -> Result<Vec<String>, ve
 
 fn io_error(doing: &'static str, path: &Path, source: io::Error) -> verify::Error {
     verify::Error::Io { doing, path: path.to_owned(), source }
-}
-
-/// Where private copies go: /tmp is often kept in memory; /var/tmp is meant for large files.
-pub(crate) fn default_work_dir() -> PathBuf {
-    std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }

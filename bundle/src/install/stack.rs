@@ -8,9 +8,10 @@ use aws_sdk_cloudformation::types::{
     ChangeAction, ChangeSetStatus, ChangeSetType, Parameter, Replacement, ResourceToImport, StackEvent, StackStatus,
     Tag,
 };
+use aws_smithy_types::error::metadata::ProvideErrorMetadata as _;
 use bundle_core::interrupt;
 
-use super::service::{Failed, Kind, printable};
+use crate::failure::{Failure, Kind, printable};
 use crate::progress::Progress;
 
 /// Change sets of this program have names that begin with this, so that those of an interrupted run can be told.
@@ -106,7 +107,7 @@ pub(crate) enum State {
 pub(crate) enum Error {
     /// The service refused a request.
     #[error(transparent)]
-    Service(#[from] Failed),
+    Service(#[from] Failure),
     /// It ended in another state than it should.
     #[error("the stack {name} ended as {status}: {cause}; {next}")]
     Ended {
@@ -207,15 +208,19 @@ impl<'a> Stacks<'a> {
     ///
     /// # Errors
     /// CloudFormation refuses.
-    pub(crate) async fn find(&self, name: &str) -> Result<Option<Stack>, Failed> {
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<Stack>, Failure> {
         let answer = self.client.describe_stacks().stack_name(name).send().await;
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let failed = Failed::sdk(&format!("look at the stack {name}"), &self.region, &error);
-                let text = failed.to_string();
+                let failed = Failure::of(format!("look at the stack {name}"), "cloudformation:DescribeStacks", &error);
                 // There is no error code of its own for this.
-                let is_absent = failed.code.as_deref() == Some("ValidationError") && text.contains("does not exist");
+                let is_absent = failed.code.as_deref() == Some("ValidationError")
+                    && error
+                        .as_service_error()
+                        .and_then(|error| error.message())
+                        .unwrap_or_default()
+                        .contains("does not exist");
                 return if is_absent { Ok(None) } else { Err(failed) };
             }
         };
@@ -228,11 +233,11 @@ impl<'a> Stacks<'a> {
     ///
     /// # Errors
     /// CloudFormation refuses.
-    pub(crate) async fn with_parameter(&self, name: &str, value: &str) -> Result<Vec<String>, Failed> {
+    pub(crate) async fn with_parameter(&self, name: &str, value: &str) -> Result<Vec<String>, Failure> {
         let mut found = Vec::new();
         let mut pages = self.client.describe_stacks().into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| Failed::sdk("list the stacks", &self.region, &error))?;
+            let page = page.map_err(|error| Failure::of("list the stacks", "cloudformation:DescribeStacks", &error))?;
             for stack in page.stacks() {
                 let has_it = |parameter: &Parameter| {
                     parameter.parameter_key() == Some(name) && parameter.parameter_value() == Some(value)
@@ -250,11 +255,13 @@ impl<'a> Stacks<'a> {
     ///
     /// # Errors
     /// CloudFormation refuses.
-    pub(crate) async fn resources(&self, stack: &Stack) -> Result<Vec<(String, String)>, Failed> {
+    pub(crate) async fn resources(&self, stack: &Stack) -> Result<Vec<(String, String)>, Failure> {
         let mut found = Vec::new();
         let mut pages = self.client.list_stack_resources().stack_name(&stack.id).into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| Failed::sdk("list what is in the stack", &self.region, &error))?;
+            let page = page.map_err(|error| {
+                Failure::of("list what is in the stack", "cloudformation:ListStackResources", &error)
+            })?;
             for resource in page.stack_resource_summaries() {
                 let is_gone = resource.resource_status().is_some_and(|status| status.as_str() == "DELETE_COMPLETE");
                 if let (Some(kind), Some(name), false) =
@@ -325,10 +332,11 @@ impl<'a> Stacks<'a> {
     }
 
     /// Removes change sets of this program that were never executed.
-    async fn discard_change_sets(&self, name: &str, stack: &Stack) -> Result<(), Failed> {
+    async fn discard_change_sets(&self, name: &str, stack: &Stack) -> Result<(), Failure> {
         let listed = self.client.list_change_sets().stack_name(&stack.id).send().await;
-        let listed =
-            listed.map_err(|error| Failed::sdk(&format!("list the change sets of {name}"), &self.region, &error))?;
+        let listed = listed.map_err(|error| {
+            Failure::of(format!("list the change sets of {name}"), "cloudformation:ListChangeSets", &error)
+        })?;
         for summary in listed.summaries() {
             let is_ours = summary.change_set_name().is_some_and(|name| name.starts_with(CHANGE_SET_PREFIX));
             let is_open = !matches!(
@@ -342,9 +350,11 @@ impl<'a> Stacks<'a> {
         Ok(())
     }
 
-    async fn discard(&self, name: &str, change_set: &str) -> Result<(), Failed> {
+    async fn discard(&self, name: &str, change_set: &str) -> Result<(), Failure> {
         let deleted = self.client.delete_change_set().change_set_name(change_set).send().await;
-        deleted.map_err(|error| Failed::sdk(&format!("delete a change set of {name}"), &self.region, &error))?;
+        deleted.map_err(|error| {
+            Failure::of(format!("delete a change set of {name}"), "cloudformation:DeleteChangeSet", &error)
+        })?;
         Ok(())
     }
 
@@ -378,14 +388,17 @@ impl<'a> Stacks<'a> {
             request = request.resources_to_import(resource.build());
         }
         let made = request.send().await;
-        let made = made.map_err(|error| Failed::sdk(&format!("make a change set for {name}"), &self.region, &error))?;
+        let made = made.map_err(|error| {
+            Failure::of(format!("make a change set for {name}"), "cloudformation:CreateChangeSet", &error)
+        })?;
         let (id, change_set) = (made.stack_id().unwrap_or(name).to_owned(), made.id().unwrap_or_default().to_owned());
         let started = Instant::now();
         let mut pause = Pause::new();
         loop {
             let seen = self.client.describe_change_set().change_set_name(&change_set).send().await;
-            let seen =
-                seen.map_err(|error| Failed::sdk(&format!("read a change set of {name}"), &self.region, &error))?;
+            let seen = seen.map_err(|error| {
+                Failure::of(format!("read a change set of {name}"), "cloudformation:DescribeChangeSet", &error)
+            })?;
             match seen.status() {
                 Some(ChangeSetStatus::CreateComplete) => {
                     self.judge(name, &change_set, seen.changes()).await?;
@@ -436,7 +449,9 @@ impl<'a> Stacks<'a> {
     async fn execute(&self, name: &str, id: &str, change_set: &str, known: HashSet<String>) -> Result<(), Error> {
         interrupt::check().map_err(|source| Error::Interrupted { name: name.to_owned(), source })?;
         let done = self.client.execute_change_set().change_set_name(change_set).send().await;
-        done.map_err(|error| Failed::sdk(&format!("execute the change set of {name}"), &self.region, &error))?;
+        done.map_err(|error| {
+            Failure::of(format!("execute the change set of {name}"), "cloudformation:ExecuteChangeSet", &error)
+        })?;
         let stack = self.watch(name, id, known).await?;
         let is_good = matches!(stack.status.as_str(), "CREATE_COMPLETE" | "UPDATE_COMPLETE" | "IMPORT_COMPLETE");
         if is_good { Ok(()) } else { Err(self.ended(name, &stack).await) }
@@ -457,7 +472,9 @@ impl<'a> Stacks<'a> {
                 request
             };
             let deleted = request.send().await;
-            deleted.map_err(|error| Failed::sdk(&format!("delete the stack {name}"), &self.region, &error))?;
+            deleted.map_err(|error| {
+                Failure::of(format!("delete the stack {name}"), "cloudformation:DeleteStack", &error)
+            })?;
         }
         let stack = self.watch(name, &stack.id, known).await?;
         if stack.status == "DELETE_COMPLETE" { Ok(()) } else { Err(self.ended(name, &stack).await) }
@@ -501,15 +518,16 @@ impl<'a> Stacks<'a> {
         }
     }
 
-    async fn event_ids(&self, id: &str) -> Result<HashSet<String>, Failed> {
+    async fn event_ids(&self, id: &str) -> Result<HashSet<String>, Failure> {
         let events = self.events(id).await?;
         Ok(events.into_iter().filter_map(|event| event.event_id().map(str::to_owned)).collect())
     }
 
     /// The newest events, newest first. One page has a hundred: more than both stacks make together.
-    async fn events(&self, id: &str) -> Result<Vec<StackEvent>, Failed> {
+    async fn events(&self, id: &str) -> Result<Vec<StackEvent>, Failure> {
         let answer = self.client.describe_stack_events().stack_name(id).send().await;
-        let answer = answer.map_err(|error| Failed::sdk("read a stack's events", &self.region, &error))?;
+        let answer = answer
+            .map_err(|error| Failure::of("read a stack's events", "cloudformation:DescribeStackEvents", &error))?;
         Ok(answer.stack_events.unwrap_or_default())
     }
 
@@ -616,17 +634,11 @@ impl Pause {
     }
 }
 
-impl Failed {
-    /// A stack that is in the way.
-    pub(crate) fn stuck(name: &str, stack: &Stack, region: &str) -> Self {
-        let reason = stack.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        Self::new(
-            Kind::Unavailable,
-            &format!("use the stack {name}"),
-            format!("it is {}{reason}", stack.status),
-            advice(name, &stack.status, region),
-        )
-    }
+/// The failure for a stack that is in the way.
+pub(crate) fn stuck(name: &str, stack: &Stack, region: &str) -> Failure {
+    let reason = stack.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let why = format!("it is {}{reason}; {}", stack.status, advice(name, &stack.status, region));
+    Failure::new(format!("use the stack {name}"), Kind::Wrong, why)
 }
 
 #[cfg(test)]

@@ -1,0 +1,279 @@
+//! `publish`, `promote` and `rollback`
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bundle_core::gzip;
+use bundle_core::private::PrivateRelease;
+use bundle_core::signature::{PinnedCerts, Threshold};
+use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
+
+use crate::aws::{self, Connection};
+use crate::exit::Usage;
+use crate::progress::Progress;
+use crate::publish::{self, Access, Bucket, Published, Request, Store, Trust};
+
+/// Whom to trust, and where to publish to.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
+    #[arg(long, value_name = "FILE", required = true)]
+    cert: Vec<PathBuf>,
+    /// How many of the certificates must have signed.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threshold: usize,
+    /// The downloads bucket: s3://NAME, s3://NAME/PREFIX, or file:///DIRECTORY for networks without a connection.
+    #[arg(long, value_name = "URL")]
+    bucket: Bucket,
+    /// The account that the bucket must belong to; with any other owner nothing is written.
+    #[arg(long, value_name = "ACCOUNT")]
+    expected_bucket_owner: Option<String>,
+    #[command(flatten)]
+    aws: aws::Options,
+}
+
+/// Verify a release and upload it to a downloads bucket.
+///
+/// RELEASE is an archive, with its `_SHA256SUMS` and `_SHA256SUMS.sig` beside it, or the directory of an unpacked release.
+/// Everything of a version is written once, to `releases/VERSION/`, and read back; then the keys without a version move,
+/// and last the channel's pointer. Interrupted at any point, the command goes on where it stopped when it is run again.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket s3://example-downloads
+  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket file:///media/transfer")]
+pub(crate) struct Arguments {
+    /// The archive, or the directory of an unpacked release.
+    release: PathBuf,
+    #[command(flatten)]
+    target: Target,
+    /// Upload only; `promote` moves the channel's pointer later.
+    #[arg(long)]
+    no_promote: bool,
+    /// Verify, look at the bucket, say what would be done, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Accept a development release, which no release key signed.
+    #[arg(long)]
+    allow_development: bool,
+    /// Accept a release that is older than the one that the channel points to.
+    #[arg(long)]
+    allow_rollback: bool,
+    /// Accept a release that skips a version which it requires in between.
+    #[arg(long)]
+    allow_skipping_versions: bool,
+    /// A directory on a disk with room for twice the release [default: $TMPDIR or /var/tmp].
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+}
+
+/// Point a channel to a version that is in the bucket already.
+#[derive(clap::Args)]
+pub(crate) struct Promote {
+    /// The version, such as v1.2.3.
+    version: String,
+    /// The channel [default: stable].
+    #[arg(long, value_name = "NAME", default_value = "stable")]
+    channel: String,
+    #[command(flatten)]
+    target: Target,
+    /// Accept an upgrade that skips a version which it requires in between.
+    #[arg(long)]
+    allow_skipping_versions: bool,
+    /// Accept a development release, which no release key signed.
+    #[arg(long)]
+    allow_development: bool,
+}
+
+/// Point a channel back to an older version that is in the bucket.
+///
+/// A rollback brings back faults that were repaired since, so it has to be asked for by name with --allow-rollback.
+#[derive(clap::Args)]
+pub(crate) struct RollBack {
+    #[command(flatten)]
+    promote: Promote,
+    /// Bring back an older version, with the faults that were repaired since.
+    #[arg(long)]
+    allow_rollback: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
+    runtime()?.block_on(publish(arguments, json))
+}
+
+pub(crate) fn promote(arguments: &Promote, json: bool) -> anyhow::Result<()> {
+    runtime()?.block_on(move_to(arguments, Rollback::Refuse, json))
+}
+
+pub(crate) fn roll_back(arguments: &RollBack, json: bool) -> anyhow::Result<()> {
+    if !arguments.allow_rollback {
+        let why =
+            "a rollback brings back faults that were repaired since; --allow-rollback accepts that at your own risk";
+        return Err(Usage(why.into()).into());
+    }
+    runtime()?.block_on(move_to(&arguments.promote, Rollback::Accept, json))
+}
+
+/// The runtime for everything that needs a network.
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+struct Opened {
+    pinned: PinnedCerts,
+    threshold: Threshold,
+    connection: Option<Connection>,
+}
+
+impl Opened {
+    async fn new(target: &Target) -> anyhow::Result<Self> {
+        let threshold = Threshold::new(target.threshold)
+            .ok_or_else(|| Usage("--threshold 0 would accept anything; it must be at least 1".into()))?;
+        let pinned = PinnedCerts::read(&target.cert)?;
+        let connection = match &target.bucket {
+            Bucket::S3 { .. } => Some(Connection::open(&target.aws).await?),
+            Bucket::Directory(_) => None,
+        };
+        Ok(Self { pinned, threshold, connection })
+    }
+
+    fn trust(&self) -> Trust<'_> {
+        Trust { pinned: &self.pinned, threshold: self.threshold }
+    }
+
+    async fn store(&self, target: &Target, access: Access) -> anyhow::Result<Store> {
+        Ok(Store::open(&target.bucket, access, self.connection.as_ref(), target.expected_bucket_owner.as_deref())
+            .await?)
+    }
+}
+
+async fn publish(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
+    let progress = Arc::new(Progress::new());
+    let target = &arguments.target;
+    let opened = Opened::new(target).await?;
+    let work = arguments.work_dir.clone().unwrap_or_else(super::verify::default_work_dir);
+    let mut accept = Policy {
+        pinned: &opened.pinned,
+        threshold: opened.threshold,
+        now: SystemTime::now(),
+        installed: None,
+        development: if arguments.allow_development { Development::Accept } else { Development::Refuse },
+        rollback: if arguments.allow_rollback { Rollback::Accept } else { Rollback::Refuse },
+        skipped_version: if arguments.allow_skipping_versions {
+            SkippedVersion::Accept
+        } else {
+            SkippedVersion::Refuse
+        },
+    };
+    progress.line(format_args!("verifying {}", arguments.release.display()));
+    let release = PrivateRelease::open(&arguments.release, &accept, &work, gzip::default_threads())?;
+    let manifest = release.manifest();
+    let access = if arguments.dry_run { Access::Read } else { Access::Write };
+    let store = opened.store(target, access).await?;
+    let current = publish::read_pointer(&store, &target.bucket, &manifest.channel, &opened.trust()).await?;
+    accept.installed = current.as_ref().map(|pointer| &pointer.manifest);
+    if !arguments.no_promote {
+        bundle_core::verify::check_upgrade(manifest, &accept)?;
+    }
+    let request = Request {
+        release: &release,
+        bucket: &target.bucket,
+        current: current.as_ref(),
+        promote: !arguments.no_promote,
+    };
+    if arguments.dry_run {
+        let plan = publish::plan(&store, &request).await?;
+        return Ok(print(json, "dry run: nothing was written", &request, plan)?);
+    }
+    let mut published = publish::upload(&store, &request, &progress).await?;
+    if request.promote {
+        published.moved =
+            publish::point(&store, &target.bucket, release.path(), manifest, current.as_ref(), &progress).await?;
+    }
+    Ok(print(json, "published", &request, published)?)
+}
+
+async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow::Result<()> {
+    let progress = Progress::new();
+    let target = &arguments.target;
+    let opened = Opened::new(target).await?;
+    let store = opened.store(target, Access::Write).await?;
+    let current = publish::read_pointer(&store, &target.bucket, &arguments.channel, &opened.trust()).await?;
+    let directory = tempfile::tempdir()?;
+    let manifest =
+        publish::fetch_published(&store, &target.bucket, &arguments.version, &opened.trust(), directory.path()).await?;
+    if manifest.channel != arguments.channel {
+        let why = format!(
+            "{} is of the channel {:?}, and its signers said nothing about {:?}; --channel {} promotes it there",
+            manifest.version, manifest.channel, arguments.channel, manifest.channel
+        );
+        return Err(Usage(why).into());
+    }
+    let policy = Policy {
+        pinned: &opened.pinned,
+        threshold: opened.threshold,
+        now: SystemTime::now(),
+        installed: current.as_ref().map(|pointer| &pointer.manifest),
+        development: if arguments.allow_development { Development::Accept } else { Development::Refuse },
+        rollback,
+        skipped_version: if arguments.allow_skipping_versions || rollback == Rollback::Accept {
+            SkippedVersion::Accept
+        } else {
+            SkippedVersion::Refuse
+        },
+    };
+    bundle_core::verify::check_upgrade(&manifest, &policy)?;
+    let moved =
+        publish::point(&store, &target.bucket, directory.path(), &manifest, current.as_ref(), &progress).await?;
+    let from = current.map(|pointer| pointer.manifest.version.to_string());
+    let mut out = io::stdout().lock();
+    if json {
+        let document = serde_json::json!({
+            "ok": true, "bucket": target.bucket.to_string(), "channel": arguments.channel, "from": from,
+            "version": manifest.version, "sequence": manifest.sequence, "keys_written": moved,
+        });
+        return Ok(writeln!(out, "{document}")?);
+    }
+    writeln!(
+        out,
+        "{} of {}: {} -> {}, {moved} keys written",
+        arguments.channel,
+        target.bucket,
+        from.as_deref().unwrap_or("nothing"),
+        manifest.version
+    )?;
+    Ok(())
+}
+
+fn print(json: bool, what: &str, request: &Request<'_>, published: Published) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let manifest = request.release.manifest();
+    let from = request.current.map(|pointer| pointer.manifest.version.to_string());
+    let Published { written, present, moved, aborted } = published;
+    if json {
+        let document = serde_json::json!({
+            "ok": true, "what": what, "bucket": request.bucket.to_string(), "product": manifest.product,
+            "version": manifest.version, "sequence": manifest.sequence, "channel": manifest.channel,
+            "promoted": request.promote, "previous": from, "objects_written": written, "objects_present": present,
+            "keys_moved": moved, "uploads_aborted": aborted,
+        });
+        return writeln!(out, "{document}");
+    }
+    writeln!(out, "{what}: {} {} in {}", manifest.product, manifest.version, request.bucket)?;
+    writeln!(out, "objects    {written} written, {present} there already")?;
+    if aborted > 0 {
+        writeln!(out, "aborted    {aborted} unfinished uploads")?;
+    }
+    if request.promote {
+        let from = from.as_deref().unwrap_or("nothing");
+        writeln!(out, "channel    {}: {from} -> {}, {moved} keys written", manifest.channel, manifest.version)?;
+    } else {
+        writeln!(
+            out,
+            "channel    {} was not moved; `spacelift-bundle promote {}` does",
+            manifest.channel, manifest.version
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,475 @@
+//! A bucket of an S3-compatible store.
+//!
+//! Every request carries a SHA-256 that the store checks before it keeps anything, so a byte that changed on the way is
+//! refused there. The same checksum is what tells later whether an object is the one that should be there: of an object in
+//! one part it is the SHA-256 of its bytes, of one in several parts the SHA-256 of its parts' digests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::base64;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use bundle_core::digest::Digest;
+use bundle_core::interrupt;
+use sha2::Digest as _;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::object::{Object, PART};
+use super::{Existing, Put};
+use crate::aws::Connection;
+use crate::failure::{Failure, Kind};
+
+/// Parts on the way at once. Each is held in memory, with what the HTTP client buffers of it.
+const PARTS_IN_FLIGHT: usize = 4;
+/// Attempts where another writer is at the same key.
+const CONFLICT_ATTEMPTS: u32 = 6;
+
+/// A bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct S3 {
+    client: Client,
+    bucket: String,
+    prefix: String,
+    /// The account that the bucket must belong to, if the caller said so.
+    owner: Option<String>,
+    parts: Arc<Semaphore>,
+    sent: Arc<AtomicU64>,
+}
+
+impl S3 {
+    pub(crate) fn new(connection: &Connection, bucket: &str, prefix: &str, owner: Option<&str>) -> Self {
+        // Emulators and most other stores know the bucket by path only; on AWS the SDK's choice is the right one.
+        let custom = connection.config.endpoint_url().is_some();
+        let config = Builder::from(&connection.config).force_path_style(custom).build();
+        Self {
+            client: Client::from_conf(config),
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            owner: owner.map(str::to_owned),
+            parts: Arc::new(Semaphore::new(PARTS_IN_FLIGHT)),
+            sent: Arc::default(),
+        }
+    }
+
+    /// Bytes sent so far, for progress.
+    pub(crate) fn sent(&self) -> &Arc<AtomicU64> {
+        &self.sent
+    }
+
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn doing(&self, what: &str, key: &str) -> String {
+        format!("{what} s3://{}/{}{key}", self.bucket, self.prefix)
+    }
+
+    /// Whether the bucket is there, in this region, and open to these credentials.
+    pub(crate) async fn check(&self) -> Result<(), Failure> {
+        let request = self.client.head_bucket().bucket(&self.bucket).set_expected_bucket_owner(self.owner.clone());
+        let Err(error) = request.send().await else { return Ok(()) };
+        let doing = format!("open s3://{}", self.bucket);
+        // The answer to a HEAD has no body, so the status is all there is.
+        match (status(&error), &self.owner) {
+            (Some(404), _) => {
+                let why = "there is no such bucket; deploy cloudformation/infra-s3.yaml or check the name";
+                Err(Failure::new(doing, Kind::Wrong, why))
+            }
+            (Some(403), Some(owner)) => {
+                let why = format!(
+                    "access is denied: the bucket does not belong to the account {owner}, or these credentials lack \
+                     s3:ListBucket"
+                );
+                Err(Failure::new(doing, Kind::Denied, why))
+            }
+            _ => Err(Failure::of(doing, "s3:ListBucket", &error)),
+        }
+    }
+
+    /// Writes the object unless there is one of this key.
+    pub(crate) async fn create(&self, object: &Object) -> Result<Put, Failure> {
+        for attempt in 0.. {
+            let result = if object.size > PART {
+                self.multipart(object).await
+            } else {
+                self.put(object, &Condition::Absent).await
+            };
+            match result {
+                // Two writers at one key: the store lets one through and asks the other to try again.
+                Err(failure) if is_conflict(&failure) && attempt + 1 < CONFLICT_ATTEMPTS => wait(attempt).await,
+                // The upload was ended by a publisher that had finished: what is there now decides.
+                Err(failure) if failure.code.as_deref() == Some("NoSuchUpload") && attempt + 1 < CONFLICT_ATTEMPTS => {
+                    if self.existing(&object.key).await?.is_some() {
+                        return Ok(Put::Exists);
+                    }
+                    wait(attempt).await;
+                }
+                result => return result,
+            }
+        }
+        unreachable!("the loop ends with a result")
+    }
+
+    /// Writes the object in place of what was there; only if that is still what `expected` says.
+    pub(crate) async fn replace(&self, object: &Object, expected: Option<&Existing>) -> Result<(), Failure> {
+        let condition = match expected {
+            None => Condition::Absent,
+            Some(Existing { etag: Some(etag), .. }) => Condition::Still(etag.clone()),
+            Some(_) => Condition::None,
+        };
+        if object.size > PART {
+            // Mutable keys hold launchers and small texts; a launcher has 8 MB at most.
+            let why = format!("it has {} bytes, more than the {PART} that are sent at once", object.size);
+            return Err(Failure::new(self.doing("replace", &object.key), Kind::Wrong, why));
+        }
+        match self.put(object, &condition).await {
+            Ok(Put::Written) => Ok(()),
+            // An answer that was lost on the way makes the next attempt find what the first one wrote.
+            Ok(Put::Exists) if self.is_there(object).await?.is_ok() => Ok(()),
+            Ok(Put::Exists) => Err(self.moved(&object.key)),
+            Err(failure) if is_conflict(&failure) => Err(self.moved(&object.key)),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn moved(&self, key: &str) -> Failure {
+        let why = "someone else replaced it while this release was being published; run the command again";
+        Failure::new(self.doing("replace", key), Kind::Busy, why)
+    }
+
+    async fn put(&self, object: &Object, condition: &Condition) -> Result<Put, Failure> {
+        check_interrupt(&self.doing("upload", &object.key))?;
+        let _permit = self.parts.acquire().await;
+        let bytes = self.read_part(object, 0)?;
+        let checksum = base64::encode(sha2::Sha256::digest(&bytes));
+        let length = bytes.len() as u64;
+        let mut request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.full(&object.key))
+            .set_expected_bucket_owner(self.owner.clone())
+            .content_type(object.content_type())
+            .checksum_sha256(checksum)
+            .body(ByteStream::new(SdkBody::from(bytes)));
+        request = match condition {
+            Condition::None => request,
+            Condition::Absent => request.if_none_match("*"),
+            Condition::Still(etag) => request.if_match(etag),
+        };
+        // The checksum is signed and covers the body; hashing it once more for the signature would double the work.
+        match request.customize().disable_payload_signing().send().await {
+            Ok(_) => {
+                self.sent.fetch_add(length, Ordering::Relaxed);
+                Ok(Put::Written)
+            }
+            Err(error) if status(&error) == Some(412) => Ok(Put::Exists),
+            Err(error) => Err(Failure::of(self.doing("upload", &object.key), "s3:PutObject", &error)),
+        }
+    }
+
+    async fn multipart(&self, object: &Object) -> Result<Put, Failure> {
+        // Sending hundreds of megabytes only to be told that they are there already would be a waste.
+        if self.existing(&object.key).await?.is_some() {
+            return Ok(Put::Exists);
+        }
+        let doing = self.doing("upload", &object.key);
+        let begun = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full(&object.key))
+            .set_expected_bucket_owner(self.owner.clone())
+            .content_type(object.content_type())
+            .checksum_algorithm(ChecksumAlgorithm::Sha256)
+            .send()
+            .await
+            .map_err(|error| Failure::of(&doing, "s3:PutObject", &error))?;
+        let Some(id) = begun.upload_id() else {
+            return Err(Failure::new(doing, Kind::Wrong, "the store began an upload without naming it"));
+        };
+        let result = self.parts_and_completion(object, id).await;
+        if !matches!(result, Ok(Put::Written)) {
+            // Best effort: what stays is ended by the next publisher, or by the bucket's lifecycle rule.
+            let _ = self.abort(&self.full(&object.key), id).await;
+        }
+        result
+    }
+
+    async fn parts_and_completion(&self, object: &Object, id: &str) -> Result<Put, Failure> {
+        let mut sending = JoinSet::new();
+        let mut parts = Vec::new();
+        for index in 0..object.parts() {
+            // Before the part is read: parts that wait for their turn take no memory.
+            let permit = Arc::clone(&self.parts).acquire_owned().await;
+            while let Some(done) = sending.try_join_next() {
+                parts.push(joined(done)?);
+            }
+            let (store, object, id) = (self.clone(), object.clone(), id.to_owned());
+            sending.spawn(async move {
+                let _permit = permit;
+                store.part(&object, &id, index).await
+            });
+        }
+        while let Some(done) = sending.join_next().await {
+            parts.push(joined(done)?);
+        }
+        parts.sort_by_key(CompletedPart::part_number);
+        let doing = self.doing("complete the upload of", &object.key);
+        check_interrupt(&doing)?;
+        let completed = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full(&object.key))
+            .upload_id(id)
+            .set_expected_bucket_owner(self.owner.clone())
+            .if_none_match("*")
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
+            .send()
+            .await;
+        match completed {
+            Ok(_) => Ok(Put::Written),
+            Err(error) if status(&error) == Some(412) => Ok(Put::Exists),
+            Err(error) => Err(Failure::of(doing, "s3:PutObject", &error)),
+        }
+    }
+
+    async fn part(&self, object: &Object, id: &str, index: u64) -> Result<CompletedPart, Failure> {
+        let number = i32::try_from(index + 1).unwrap_or(i32::MAX);
+        let doing = || format!("{} (part {number} of {})", self.doing("upload", &object.key), object.parts());
+        check_interrupt(&doing())?;
+        let bytes = self.read_part(object, index)?;
+        let checksum = base64::encode(sha2::Sha256::digest(&bytes));
+        let length = bytes.len() as u64;
+        let sent = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(self.full(&object.key))
+            .upload_id(id)
+            .part_number(number)
+            .set_expected_bucket_owner(self.owner.clone())
+            .checksum_sha256(&checksum)
+            .body(ByteStream::new(SdkBody::from(bytes)))
+            .customize()
+            .disable_payload_signing()
+            .send()
+            .await
+            .map_err(|error| Failure::of(doing(), "s3:PutObject", &error))?;
+        self.sent.fetch_add(length, Ordering::Relaxed);
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(sent.e_tag().map(str::to_owned))
+            .checksum_sha256(checksum)
+            .build())
+    }
+
+    fn read_part(&self, object: &Object, index: u64) -> Result<Vec<u8>, Failure> {
+        object.part(index).map_err(|error| {
+            Failure::new(
+                self.doing("upload", &object.key),
+                Kind::Wrong,
+                format!("its private copy cannot be read: {error}"),
+            )
+        })
+    }
+
+    /// Ends uploads to `keys` that were begun and never completed. The keys are published, so no such upload can succeed.
+    pub(crate) async fn abort_abandoned(&self, below: &str) -> Result<usize, Failure> {
+        let mut aborted = 0;
+        let doing = self.doing("list unfinished uploads below", below);
+        let listed = self
+            .client
+            .list_multipart_uploads()
+            .bucket(&self.bucket)
+            .prefix(self.full(below))
+            .set_expected_bucket_owner(self.owner.clone())
+            .send()
+            .await;
+        let listed = match listed {
+            Ok(listed) => listed,
+            // Not every store has this, and not everyone may do it; the lifecycle rule ends them as well.
+            Err(error) if matches!(status(&error), Some(403 | 404 | 405 | 501)) => return Ok(0),
+            Err(error) => return Err(Failure::of(doing, "s3:ListBucketMultipartUploads", &error)),
+        };
+        for upload in listed.uploads() {
+            let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
+            aborted += usize::from(self.abort(key, id).await.is_ok());
+        }
+        Ok(aborted)
+    }
+
+    async fn abort(&self, full_key: &str, id: &str) -> Result<(), ()> {
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(full_key).upload_id(id);
+        request.set_expected_bucket_owner(self.owner.clone()).send().await.map(drop).map_err(drop)
+    }
+
+    /// What is there under `key`, as the store describes it.
+    pub(crate) async fn existing(&self, key: &str) -> Result<Option<Existing>, Failure> {
+        let head = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(self.full(key))
+            .set_expected_bucket_owner(self.owner.clone())
+            .checksum_mode(ChecksumMode::Enabled)
+            .send()
+            .await;
+        match head {
+            Ok(head) => Ok(Some(of_head(&head))),
+            Err(error) if status(&error) == Some(404) && !is_no_bucket(&error) => Ok(None),
+            Err(error) => Err(Failure::of(self.doing("look at", key), "s3:GetObject and s3:ListBucket", &error)),
+        }
+    }
+
+    /// Whether what is there under the object's key has its bytes. Believes the store's SHA-256 if it has one, and reads
+    /// the object otherwise.
+    pub(crate) async fn is_there(&self, object: &Object) -> Result<Result<(), String>, Failure> {
+        let head = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(self.full(&object.key))
+            .set_expected_bucket_owner(self.owner.clone())
+            .checksum_mode(ChecksumMode::Enabled)
+            .send()
+            .await;
+        let head = match head {
+            Ok(head) => head,
+            Err(error) if status(&error) == Some(404) => return Ok(Err("it is not there".into())),
+            Err(error) => return Err(Failure::of(self.doing("look at", &object.key), "s3:GetObject", &error)),
+        };
+        let length = head.content_length().and_then(|length| u64::try_from(length).ok());
+        if let Some(length) = length.filter(|length| *length != object.size) {
+            return Ok(Err(format!("it has {length} bytes there and {} here", object.size)));
+        }
+        if let Some(stored) = head.checksum_sha256() {
+            let ours = self.checksum(object, stored.contains('-'))?;
+            if stored == ours {
+                return Ok(Ok(()));
+            }
+            // Another part size gives another checksum of the same bytes: only the bytes themselves can tell.
+            if !stored.contains('-') {
+                return Ok(Err(format!("its SHA-256 there is {}, here {}", hex(stored), object.sha256)));
+            }
+        }
+        let found = self.digest(&object.key).await?;
+        Ok(if found == object.sha256 {
+            Ok(())
+        } else {
+            Err(format!("its SHA-256 there is {found}, here {}", object.sha256))
+        })
+    }
+
+    /// The SHA-256 that the store keeps for this object.
+    fn checksum(&self, object: &Object, of_parts: bool) -> Result<String, Failure> {
+        if !of_parts {
+            return Ok(base64::encode(object.sha256.as_bytes()));
+        }
+        let mut all = sha2::Sha256::new();
+        for index in 0..object.parts() {
+            check_interrupt(&self.doing("check", &object.key))?;
+            all.update(sha2::Sha256::digest(self.read_part(object, index)?));
+        }
+        Ok(format!("{}-{}", base64::encode(all.finalize()), object.parts()))
+    }
+
+    /// Reads an object and hashes it.
+    async fn digest(&self, key: &str) -> Result<Digest, Failure> {
+        let doing = self.doing("read back", key);
+        let mut body =
+            self.get(key, &doing).await?.ok_or_else(|| Failure::new(&doing, Kind::Wrong, "it is not there"))?;
+        let mut hasher = sha2::Sha256::new();
+        while let Some(chunk) = body.next().await {
+            check_interrupt(&doing)?;
+            let chunk = chunk.map_err(|error| Failure::new(&doing, Kind::Unreachable, error.to_string()))?;
+            hasher.update(&chunk);
+        }
+        Ok(Digest::from_bytes(hasher.finalize().into()))
+    }
+
+    /// The whole of a small object.
+    pub(crate) async fn read(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let doing = self.doing("read", key);
+        let Some(mut body) = self.get(key, &doing).await? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(|error| Failure::new(&doing, Kind::Unreachable, error.to_string()))?;
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > limit {
+                return Err(Failure::new(doing, Kind::Wrong, format!("it has more than {limit} bytes")));
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn get(&self, key: &str, doing: &str) -> Result<Option<ByteStream>, Failure> {
+        let request = self.client.get_object().bucket(&self.bucket).key(self.full(key));
+        match request.set_expected_bucket_owner(self.owner.clone()).send().await {
+            Ok(found) => Ok(Some(found.body)),
+            Err(error) if status(&error) == Some(404) && !is_no_bucket(&error) => Ok(None),
+            Err(error) => Err(Failure::of(doing, "s3:GetObject and s3:ListBucket", &error)),
+        }
+    }
+}
+
+enum Condition {
+    None,
+    /// Nothing is there.
+    Absent,
+    /// What has this entity tag is there.
+    Still(String),
+}
+
+fn of_head(head: &HeadObjectOutput) -> Existing {
+    let size = head.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
+    let sha256 = head.checksum_sha256().filter(|text| !text.contains('-')).and_then(|text| {
+        let bytes: [u8; 32] = base64::decode(text).ok()?.try_into().ok()?;
+        Some(Digest::from_bytes(bytes))
+    });
+    Existing { size, sha256, etag: head.e_tag().map(str::to_owned) }
+}
+
+fn hex(base64_text: &str) -> String {
+    let bytes = base64::decode(base64_text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    bytes.map_or_else(|| base64_text.to_owned(), |bytes| Digest::from_bytes(bytes).to_string())
+}
+
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// A HEAD has no body, so its 404 says nothing about the bucket; every other answer does.
+fn is_no_bucket<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("NoSuchBucket")
+}
+
+fn is_conflict(failure: &Failure) -> bool {
+    failure.status == Some(409)
+}
+
+fn joined(done: Result<Result<CompletedPart, Failure>, tokio::task::JoinError>) -> Result<CompletedPart, Failure> {
+    done.unwrap_or_else(|error| Err(Failure::new("upload a part", Kind::Wrong, error.to_string())))
+}
+
+fn check_interrupt(doing: &str) -> Result<(), Failure> {
+    interrupt::check().map_err(|_| Failure::interrupted(doing))
+}
+
+/// Exponential backoff with full jitter. The jitter only has to differ between processes.
+async fn wait(attempt: u32) {
+    let longest = 200_u64 << attempt.min(5);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let seed = u64::from(now) ^ u64::from(std::process::id()).rotate_left(16);
+    tokio::time::sleep(Duration::from_millis(seed % longest)).await;
+}
