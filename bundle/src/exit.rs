@@ -7,6 +7,8 @@ use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 
+use crate::registry;
+
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
 /// Bad input (`EX_DATAERR`).
@@ -97,6 +99,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(problems) = cause.downcast_ref::<release_config::Problems>() {
         return Some(problems.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<registry::Error>() {
+        return Some(error.exit_code());
     }
     if cause.is::<Usage>() {
         return Some(USAGE);

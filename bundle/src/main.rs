@@ -12,6 +12,7 @@ mod exit;
 mod own_note;
 mod passphrase;
 mod progress;
+mod registry;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
@@ -38,6 +39,7 @@ enum Command {
     Diff(commands::diff::Arguments),
     Keygen(commands::keygen::Arguments),
     Pack(commands::pack::Arguments),
+    Push(commands::push::Arguments),
     Sign(commands::sign::Arguments),
     Image(commands::image::Arguments),
     Sbom(commands::sbom::Arguments),
@@ -73,6 +75,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Diff(arguments) => return commands::diff::run(&arguments, json),
         Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
+        Command::Push(arguments) => commands::push::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
         Command::Image(arguments) => commands::image::run(&arguments, json)?,
         Command::Sbom(arguments) => commands::sbom::run(&arguments, json)?,

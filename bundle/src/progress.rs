@@ -55,7 +55,7 @@ impl Progress {
             return;
         }
         state.last = Some(now);
-        let percent = if total == 0 { 100 } else { done.saturating_mul(100) / total };
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
         let text = format!("{what}: {percent} % of {:.1} MB", total as f64 / 1e6);
         if self.terminal {
             state.drawn = true;
