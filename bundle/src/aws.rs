@@ -15,10 +15,11 @@ use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpClient, SharedHttpConnector};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::sdk_config::SharedAsyncSleep;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,8 +116,8 @@ pub(crate) enum Error {
 pub(crate) struct Connection {
     /// What every service's client is made from.
     pub(crate) config: SdkConfig,
-    /// The HTTP client in it, for what is not AWS: an image registry.
-    pub(crate) http: SharedHttpClient,
+    /// What is not AWS, an image registry, is reached through this: the same certificates, proxies and time limit.
+    pub(crate) connector: SharedHttpConnector,
     /// Region.
     pub(crate) region: String,
     /// Whether plain HTTP is accepted.
@@ -130,9 +131,10 @@ impl Connection {
     /// See [`Error`].
     pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
         let endpoint = options.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
-        let http = http_client(options.proxies.config(endpoint.as_deref())?)?;
+        let proxy = options.proxies.config(endpoint.as_deref())?;
+        let tls = tls_context()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
+            .http_client(http_client(tls.clone(), proxy.clone()))
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
         if let Some(region) = &options.region {
@@ -149,7 +151,9 @@ impl Connection {
             check_endpoint(endpoint, options.allow_http)?;
         }
         let region = config.region().ok_or(Error::NoRegion)?.to_string();
-        Ok(Self { config, http, region, allow_http: options.allow_http })
+        let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build();
+        let connector = SharedHttpConnector::new(connector(tls, proxy, Some(settings), config.sleep_impl()));
+        Ok(Self { config, connector, region, allow_http: options.allow_http })
     }
 }
 
@@ -172,8 +176,8 @@ pub(crate) fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), Err
     Ok(())
 }
 
-/// rustls with ring; the host's certificates, or those of `AWS_CA_BUNDLE`; proxies as the usual variables have them.
-fn http_client(proxy: ProxyConfig) -> Result<SharedHttpClient, Error> {
+/// The host's certificates, or those of `AWS_CA_BUNDLE`.
+fn tls_context() -> Result<TlsContext, Error> {
     let mut store = TrustStore::empty().with_native_roots(true);
     if let Some(path) = env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
@@ -185,19 +189,30 @@ fn http_client(proxy: ProxyConfig) -> Result<SharedHttpClient, Error> {
         // As the AWS CLI has it: the bundle stands in place of the host's certificates.
         store = TrustStore::empty().with_pem_certificate(pem);
     }
-    let context = TlsContext::builder().with_trust_store(store).build().map_err(|error| Error::CaBundle {
+    TlsContext::builder().with_trust_store(store).build().map_err(|error| Error::CaBundle {
         variable: "AWS_CA_BUNDLE",
         path: PathBuf::new(),
         reason: error.to_string(),
-    })?;
+    })
+}
+
+fn http_client(tls: TlsContext, proxy: ProxyConfig) -> SharedHttpClient {
     // The builder's own `build_https` has no way to name a proxy.
-    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(context.clone())
-            .proxy_config(proxy.clone());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-        connector.build()
-    }))
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        connector(tls.clone(), proxy.clone(), settings.cloned(), components.and_then(RuntimeComponents::sleep_impl))
+    })
+}
+
+/// rustls with ring.
+fn connector(
+    tls: TlsContext,
+    proxy: ProxyConfig,
+    settings: Option<HttpConnectorSettings>,
+    sleep: Option<SharedAsyncSleep>,
+) -> Connector {
+    let mut connector =
+        Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).proxy_config(proxy);
+    connector.set_connector_settings(settings);
+    connector.set_sleep_impl(sleep);
+    connector.build()
 }

@@ -9,7 +9,7 @@ use bundle_core::{
 
 use crate::failure::{self, Failure};
 use crate::install::{config, stack};
-use crate::{aws, publish};
+use crate::{aws, publish, registry};
 
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
@@ -124,6 +124,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<aws::Error>() {
         return Some(USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<registry::Error>() {
+        return Some(error.exit_code());
     }
     if cause.is::<Usage>() {
         return Some(USAGE);

@@ -24,6 +24,7 @@ use crate::exit::Usage;
 use crate::failure::{Failure, Kind};
 use crate::progress::Progress;
 use crate::publish::{self, Access, Bucket, Store};
+use crate::registry::{self, Push};
 
 pub(crate) mod account;
 pub(crate) mod config;
@@ -355,9 +356,19 @@ impl Installer<'_> {
     }
 
     /// Pushes the launcher's image, tagged with the version; returns its address.
-    async fn push(&self, connection: &Connection, repository: &str) -> anyhow::Result<String> {
-        let _ = (connection, &self.parts.image);
-        Ok(format!("{repository}:{}", self.release.manifest().version))
+    async fn push(&self, connection: &Connection, repository: &str) -> Result<String, registry::Error> {
+        let version = self.release.manifest().version.to_string();
+        let push = Push {
+            image: &self.parts.image,
+            repository: &repository.parse().map_err(registry::Error::Repository)?,
+            tag: &version,
+            // Its stack made it.
+            create_repository: false,
+            mount_from: None,
+            tags: &[],
+        };
+        registry::push(connection, &push, self.progress).await?;
+        Ok(format!("{repository}:{version}"))
     }
 
     fn report(&self, plan: &Plan, result: &Installation) -> anyhow::Result<()> {

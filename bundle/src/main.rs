@@ -15,6 +15,7 @@ mod own_note;
 mod passphrase;
 mod progress;
 mod publish;
+mod registry;
 mod uninstall;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
@@ -49,6 +50,7 @@ enum Command {
     #[command(name = "rollback")]
     RollBack(commands::publish::RollBack),
     Pack(commands::pack::Arguments),
+    Push(commands::push::Arguments),
     Sign(commands::sign::Arguments),
     Image(commands::image::Arguments),
     Sbom(commands::sbom::Arguments),
@@ -89,6 +91,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Promote(arguments) => commands::publish::promote(&arguments, json)?,
         Command::RollBack(arguments) => commands::publish::roll_back(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
+        Command::Push(arguments) => commands::push::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
         Command::Image(arguments) => commands::image::run(&arguments, json)?,
         Command::Sbom(arguments) => commands::sbom::run(&arguments, json)?,
