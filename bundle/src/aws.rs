@@ -5,6 +5,7 @@
 //! the same certificate store and the same proxy.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,10 +15,11 @@ use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpClient, SharedHttpConnector};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::sdk_config::SharedAsyncSleep;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +41,47 @@ pub(crate) struct Options {
     /// Allow plain HTTP to the endpoint and the registry: everything, credentials included, can be read on the way.
     #[arg(long)]
     pub(crate) allow_http: bool,
+    /// Proxies of a configuration file. Those of the environment go before.
+    #[arg(skip)]
+    pub(crate) proxies: Proxies,
+}
+
+/// Proxies that do not come from the environment. Their addresses may hold passwords.
+#[derive(Clone, Default)]
+pub(crate) struct Proxies {
+    /// For endpoints with plain HTTP.
+    pub(crate) http: Option<String>,
+    /// For all others.
+    pub(crate) https: Option<String>,
+    /// Hosts that are reached directly, separated by commas.
+    pub(crate) none: Option<String>,
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.http.is_some() || self.https.is_some() { "Proxies(set)" } else { "Proxies(none)" })
+    }
+}
+
+impl Proxies {
+    /// What to connect through. The address of the endpoint decides, since everything goes there or to AWS by HTTPS.
+    fn config(&self, endpoint: Option<&str>) -> Result<ProxyConfig, Error> {
+        let of_environment = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+        if of_environment.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
+            return Ok(ProxyConfig::from_env());
+        }
+        let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let config = match (is_plain, &self.http, &self.https) {
+            (true, Some(address), _) => ProxyConfig::http(address.as_str()),
+            (false, _, Some(address)) => ProxyConfig::https(address.as_str()),
+            _ => return Ok(ProxyConfig::from_env()),
+        };
+        let config = config.map_err(|_| Error::Proxy)?;
+        Ok(match &self.none {
+            Some(hosts) => config.no_proxy(hosts),
+            None => config,
+        })
+    }
 }
 
 /// A connection could not be configured.
@@ -53,6 +96,9 @@ pub(crate) enum Error {
     /// The endpoint is no address.
     #[error("{0:?} is not an address of the form https://HOST[:PORT]")]
     Endpoint(String),
+    /// A proxy's address is no address. It is not repeated: there may be a password in it.
+    #[error("the proxy's address cannot be used: it must have the form http://[USER:PASSWORD@]HOST:PORT")]
+    Proxy,
     /// The file of certificates cannot be used.
     #[error("{variable} names {}, which cannot be used: {reason}", .path.display())]
     CaBundle {
@@ -70,8 +116,8 @@ pub(crate) enum Error {
 pub(crate) struct Connection {
     /// What every service's client is made from.
     pub(crate) config: SdkConfig,
-    /// The HTTP client in it, for what is not AWS: an image registry.
-    pub(crate) http: SharedHttpClient,
+    /// What is not AWS, an image registry, is reached through this: the same certificates, proxies and time limit.
+    pub(crate) connector: SharedHttpConnector,
     /// Region.
     pub(crate) region: String,
     /// Whether plain HTTP is accepted.
@@ -84,9 +130,11 @@ impl Connection {
     /// # Errors
     /// See [`Error`].
     pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
-        let http = http_client()?;
+        let endpoint = options.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
+        let proxy = options.proxies.config(endpoint.as_deref())?;
+        let tls = tls_context()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
+            .http_client(http_client(tls.clone(), proxy.clone()))
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
         if let Some(region) = &options.region {
@@ -103,7 +151,9 @@ impl Connection {
             check_endpoint(endpoint, options.allow_http)?;
         }
         let region = config.region().ok_or(Error::NoRegion)?.to_string();
-        Ok(Self { config, http, region, allow_http: options.allow_http })
+        let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build();
+        let connector = SharedHttpConnector::new(connector(tls, proxy, Some(settings), config.sleep_impl()));
+        Ok(Self { config, connector, region, allow_http: options.allow_http })
     }
 }
 
@@ -126,8 +176,8 @@ pub(crate) fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), Err
     Ok(())
 }
 
-/// rustls with ring; the host's certificates, or those of `AWS_CA_BUNDLE`; proxies as the usual variables have them.
-fn http_client() -> Result<SharedHttpClient, Error> {
+/// The host's certificates, or those of `AWS_CA_BUNDLE`.
+fn tls_context() -> Result<TlsContext, Error> {
     let mut store = TrustStore::empty().with_native_roots(true);
     if let Some(path) = env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
@@ -139,19 +189,30 @@ fn http_client() -> Result<SharedHttpClient, Error> {
         // As the AWS CLI has it: the bundle stands in place of the host's certificates.
         store = TrustStore::empty().with_pem_certificate(pem);
     }
-    let context = TlsContext::builder().with_trust_store(store).build().map_err(|error| Error::CaBundle {
+    TlsContext::builder().with_trust_store(store).build().map_err(|error| Error::CaBundle {
         variable: "AWS_CA_BUNDLE",
         path: PathBuf::new(),
         reason: error.to_string(),
-    })?;
+    })
+}
+
+fn http_client(tls: TlsContext, proxy: ProxyConfig) -> SharedHttpClient {
     // The builder's own `build_https` has no way to name a proxy.
-    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(context.clone())
-            .proxy_config(ProxyConfig::from_env());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-        connector.build()
-    }))
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        connector(tls.clone(), proxy.clone(), settings.cloned(), components.and_then(RuntimeComponents::sleep_impl))
+    })
+}
+
+/// rustls with ring.
+fn connector(
+    tls: TlsContext,
+    proxy: ProxyConfig,
+    settings: Option<HttpConnectorSettings>,
+    sleep: Option<SharedAsyncSleep>,
+) -> Connector {
+    let mut connector =
+        Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).proxy_config(proxy);
+    connector.set_connector_settings(settings);
+    connector.set_sleep_impl(sleep);
+    connector.build()
 }

@@ -8,7 +8,8 @@ use bundle_core::{
 };
 
 use crate::failure::{self, Failure};
-use crate::{aws, publish};
+use crate::install::{config, stack};
+use crate::{aws, publish, registry};
 
 /// Wrong usage or configuration (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
@@ -124,8 +125,26 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if cause.is::<aws::Error>() {
         return Some(USAGE);
     }
+    if let Some(error) = cause.downcast_ref::<registry::Error>() {
+        return Some(error.exit_code());
+    }
     if cause.is::<Usage>() {
         return Some(USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<stack::Error>() {
+        return Some(match error {
+            stack::Error::Service(failure) => of_failure(failure),
+            stack::Error::Destroys { .. } => USAGE,
+            stack::Error::TooLong { .. } => TRY_AGAIN,
+            stack::Error::Ended { .. } | stack::Error::ChangeSet { .. } => CONFIGURATION,
+            stack::Error::Interrupted { .. } => INTERRUPTED,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<config::Error>() {
+        return Some(match error {
+            config::Error::Read { source, .. } => of_io("read", source),
+            config::Error::Syntax { .. } | config::Error::Problems { .. } => USAGE,
+        });
     }
     if let Some(error) = cause.downcast_ref::<Unreadable>() {
         return Some(of_io("read", &error.source));

@@ -10,10 +10,13 @@ mod aws;
 mod commands;
 mod exit;
 mod failure;
+mod install;
 mod own_note;
 mod passphrase;
 mod progress;
 mod publish;
+mod registry;
+mod uninstall;
 
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
@@ -39,12 +42,15 @@ enum Command {
     Verify(commands::verify::Arguments),
     Inspect(commands::inspect::Arguments),
     Diff(commands::diff::Arguments),
+    Install(commands::install::Arguments),
+    Uninstall(commands::uninstall::Arguments),
     Keygen(commands::keygen::Arguments),
     Publish(commands::publish::Arguments),
     Promote(commands::publish::Promote),
     #[command(name = "rollback")]
     RollBack(commands::publish::RollBack),
     Pack(commands::pack::Arguments),
+    Push(commands::push::Arguments),
     Sign(commands::sign::Arguments),
     Image(commands::image::Arguments),
     Sbom(commands::sbom::Arguments),
@@ -78,11 +84,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Verify(arguments) => commands::verify::run(&arguments, json)?,
         Command::Inspect(arguments) => commands::inspect::run(&arguments, json)?,
         Command::Diff(arguments) => return commands::diff::run(&arguments, json),
+        Command::Install(arguments) => commands::install::run(&arguments, json)?,
+        Command::Uninstall(arguments) => commands::uninstall::run(&arguments, json)?,
         Command::Keygen(arguments) => commands::keygen::run(&arguments, json)?,
         Command::Publish(arguments) => commands::publish::run(&arguments, json)?,
         Command::Promote(arguments) => commands::publish::promote(&arguments, json)?,
         Command::RollBack(arguments) => commands::publish::roll_back(&arguments, json)?,
         Command::Pack(arguments) => commands::pack::run(&arguments, json)?,
+        Command::Push(arguments) => commands::push::run(&arguments, json)?,
         Command::Sign(arguments) => commands::sign::run(&arguments, json)?,
         Command::Image(arguments) => commands::image::run(&arguments, json)?,
         Command::Sbom(arguments) => commands::sbom::run(&arguments, json)?,

@@ -24,6 +24,7 @@ mod build;
 mod contents;
 mod document;
 mod layer;
+mod layout;
 mod normalize;
 mod summary;
 mod tarball;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 
 pub use build::{Built, LauncherImage, REPOSITORY};
+pub use layout::{Blob, Document, Layout};
 pub use normalize::normalize;
 pub use summary::{ImageSummary, Kind, PlatformImage, summarize};
 

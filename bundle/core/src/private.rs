@@ -61,6 +61,16 @@ impl PrivateRelease {
         Ok(Self { _directory: directory, root, verified, archive: Some(archive) })
     }
 
+    /// Verifies a release that the caller copied to a private directory itself, file by file.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn of_copy(directory: TempDir, policy: &Policy<'_>) -> Result<Self, Error> {
+        let root = directory.path().to_owned();
+        let verified = verify::directory(&root, policy)?;
+        Ok(Self { _directory: directory, root, verified, archive: None })
+    }
+
     /// The release directory.
     pub fn path(&self) -> &Path {
         &self.root

@@ -2,15 +2,14 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::Context as _;
 use bundle_core::gzip;
 use bundle_core::manifest::Manifest;
-use bundle_core::signature::{PinnedCerts, Threshold};
 use bundle_core::source::Date;
-use bundle_core::verify::{self, Development, Files, Policy, Rollback, SkippedVersion, Verified};
+use bundle_core::verify::{self, Files, Policy, Rollback, SkippedVersion, Verified};
 
+use crate::commands::policy;
 use crate::exit::Usage;
 
 /// Verify a release against the certificates that you trust. Touches no network.
@@ -24,12 +23,8 @@ use crate::exit::Usage;
 pub(crate) struct Arguments {
     /// The archive, or the directory of an unpacked release.
     release: PathBuf,
-    /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
-    #[arg(long, value_name = "FILE", required = true)]
-    cert: Vec<PathBuf>,
-    /// How many of the certificates must have signed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threshold: usize,
+    #[command(flatten)]
+    trust: policy::Arguments,
     /// The sums file, if it is not beside the archive.
     #[arg(long, value_name = "FILE")]
     sums: Option<PathBuf>,
@@ -45,9 +40,6 @@ pub(crate) struct Arguments {
     /// Only the archive against its signed sums (steps 1 to 5); do not look inside.
     #[arg(long, conflicts_with = "unpack")]
     sums_only: bool,
-    /// Accept a development release, which no release key signed.
-    #[arg(long)]
-    allow_development: bool,
     /// Accept a release that is older than the installed one.
     #[arg(long, requires = "installed")]
     allow_rollback: bool,
@@ -63,30 +55,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
-    let threshold = Threshold::new(arguments.threshold)
-        .ok_or_else(|| Usage("--threshold 0 would accept anything; it must be at least 1".into()))?;
-    let pinned = PinnedCerts::read(&arguments.cert)?;
-    if pinned.certs().len() < threshold.get() {
-        return Err(Usage(format!(
-            "--threshold {} cannot be met: only {} certificate(s) are pinned",
-            threshold.get(),
-            pinned.certs().len()
-        ))
-        .into());
-    }
+    let pinned = arguments.trust.read()?;
     let installed = arguments.installed.as_deref().map(read_installed).transpose()?;
     let policy = Policy {
-        pinned: &pinned,
-        threshold,
-        now: SystemTime::now(),
         installed: installed.as_ref(),
-        development: if arguments.allow_development { Development::Accept } else { Development::Refuse },
         rollback: if arguments.allow_rollback { Rollback::Accept } else { Rollback::Refuse },
         skipped_version: if arguments.allow_skipping_versions {
             SkippedVersion::Accept
         } else {
             SkippedVersion::Refuse
         },
+        ..pinned.policy()
     };
     if arguments.release.is_dir() {
         let unusable = arguments.unpack.is_some() || arguments.sums_only || arguments.sums.is_some();

@@ -3,7 +3,7 @@
 //! The readers that an image file ends up in (Go's, libarchive's, GNU tar's) disagree about extensions, duplicates and
 //! what follows the end. This one accepts only what they all read the same way, in bounded memory.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use super::{Error, quoted};
 use crate::interrupt;
@@ -71,6 +71,24 @@ impl<R: Read> Reader<R> {
     /// The rest of the current entry's contents. It fails where the file ends before the contents do.
     pub(super) fn data(&mut self) -> Data<'_, R> {
         Data { reader: self }
+    }
+
+    /// Where in the archive the next unread byte is; right after an entry was returned, where its contents start.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Passes over the rest of the current entry's contents without reading them. An archive that ends before they do is
+    /// noticed at the next entry.
+    pub(super) fn skip(&mut self) -> Result<(), Error>
+    where
+        R: Seek,
+    {
+        let length = std::mem::take(&mut self.remaining);
+        let distance = i64::try_from(length).map_err(|_| Error::Truncated("it ends within an entry"))?;
+        self.inner.seek(SeekFrom::Current(distance)).map_err(Error::Read)?;
+        self.offset += length;
+        Ok(())
     }
 
     fn entry(&mut self, header: &tar::Header, size: u64, offset: u64) -> Result<Entry, Error> {

@@ -651,3 +651,69 @@ mod normalized {
         assert!(matches!(normalize(write(&simple().0).path(), Full), Err(Error::Write(_))));
     }
 }
+
+/// What a registry is sent.
+mod layout {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use crate::image::{BlobDigest, Layout};
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn everything_is_found_and_children_come_before_their_index() {
+        let tar = both();
+        let (summary, file) = (summarize(tar.as_slice()).unwrap(), file(&tar));
+        let layout = Layout::read(&file).unwrap();
+        assert_eq!(layout.root().digest, summary.digest);
+        assert_eq!(layout.root().media_type, INDEX);
+        let children: Vec<_> = layout.documents.iter().take(2).map(|document| Some(document.digest)).collect();
+        for platform in &summary.platforms {
+            assert!(children.contains(&platform.manifest));
+            for part in platform.layers.iter().chain([&platform.config]) {
+                assert_eq!(layout.blobs.iter().filter(|blob| blob.digest == *part).count(), 1, "{part}");
+            }
+        }
+        for blob in &layout.blobs {
+            let mut bytes = vec![0; blob.size as usize];
+            file.read_exact_at(&mut bytes, blob.offset).unwrap();
+            assert_eq!(BlobDigest(Digest::of(&bytes)), blob.digest);
+        }
+        assert!(layout.blobs.is_sorted_by(|a, b| a.size >= b.size), "the largest takes longest and starts first");
+    }
+
+    #[test]
+    fn several_platforms_without_an_index_have_index_json_for_one() {
+        let mut made = super::Layout::default();
+        let manifests = [made.image("amd64", b"one", Some("amd64")), made.image("arm64", b"two", Some("arm64"))];
+        made.index(&manifests);
+        let tar = pack(&made.0);
+        let layout = Layout::read(&file(&tar)).unwrap();
+        assert_eq!(layout.root().digest, summarize(tar.as_slice()).unwrap().digest);
+        assert_eq!(layout.root().bytes, made.0["index.json"]);
+        assert_eq!((layout.documents.len(), layout.blobs.len()), (3, 4));
+    }
+
+    #[test]
+    fn a_file_that_lacks_something_is_refused() {
+        for (missing, says) in [("oci-layout", "oci-layout"), ("index.json", "index.json"), ("blobs", "refers to")] {
+            let mut files = simple().0;
+            let name = files.keys().find(|name| name.starts_with(missing)).unwrap().clone();
+            files.remove(&name);
+            let error = Layout::read(&file(&pack(&files))).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let tar = both();
+        for length in [tar.len() / 2, tar.len() - 700, 100] {
+            assert!(Layout::read(&file(&tar[..length])).is_err(), "cut off at {length}");
+        }
+    }
+}
