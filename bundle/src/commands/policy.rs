@@ -10,7 +10,7 @@ use crate::exit::Usage;
 
 /// Certificates, how many of them must have signed, and whether development releases will do.
 #[derive(clap::Args, Clone, Debug)]
-pub(crate) struct Arguments {
+pub(crate) struct Trust {
     /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
     #[arg(long, value_name = "FILE", required = true)]
     cert: Vec<PathBuf>,
@@ -29,7 +29,7 @@ pub(crate) struct Pinned {
     development: Development,
 }
 
-impl Arguments {
+impl Trust {
     /// Reads the certificates.
     ///
     /// # Errors
@@ -52,6 +52,16 @@ impl Arguments {
 }
 
 impl Pinned {
+    /// The certificates.
+    pub(crate) fn certs(&self) -> &PinnedCerts {
+        &self.certs
+    }
+
+    /// How many of them must have signed.
+    pub(crate) fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// The policy as of now, without a release that is installed.
     pub(crate) fn policy(&self) -> Policy<'_> {
         Policy {
