@@ -18,4 +18,5 @@ mod accidents;
 mod components;
 
 // Against an emulated AWS account.
+mod install;
 mod worker_pool;
