@@ -9,7 +9,9 @@ use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
 use crate::exit::Usage;
 
 /// Certificates, how many of them must have signed, and whether development releases will do.
+// Without a group: it would have the name of the group of every command that takes these flags.
 #[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
     #[arg(long, value_name = "FILE", required = true)]
