@@ -5,7 +5,7 @@ use std::io::Write as _;
 use bundle_core::digest::Digest;
 use serde_json::{Value, json};
 
-use crate::release::{COMMIT, VERSION};
+use super::release::{COMMIT, VERSION};
 
 pub(crate) const X86_64: u16 = 62;
 pub(crate) const AARCH64: u16 = 183;

@@ -172,6 +172,7 @@ CAPABILITIES = []
 @around(responses.CloudFormationResponse, "create_change_set")
 def remember_capabilities(original, self):
     CAPABILITIES[:] = self._get_param("Capabilities", []) or []
+    IMPORTS[:] = [resource["LogicalResourceId"] for resource in self._get_param("ResourcesToImport", []) or []]
     return original(self)
 
 
@@ -181,13 +182,47 @@ def create_change_set(original, self, *args, **kwargs):
     # moto hands out the parsed values of a stack where the former ones are asked for.
     for name, value in parameters.items():
         parameters[name] = ",".join(map(str, value)) if isinstance(value, list) else scalar(value)
-    check_parameters(stacks.Stack.parse_template(kwargs["template"]), parameters, CAPABILITIES)
+    template = stacks.Stack.parse_template(kwargs["template"])
+    check_parameters(template, parameters, CAPABILITIES)
+    if kwargs.get("change_set_type") == "IMPORT":
+        check_import(template)
     return original(self, *args, **kwargs)
+
+
+def check_import(template):
+    """An import makes nothing: what is in its template exists, stays when the stack goes, and is all that there is."""
+    if "Outputs" in template:
+        raise ValidationError(message="As part of the import operation, you cannot modify or add [Outputs]")
+    for name, resource in template["Resources"].items():
+        if "DeletionPolicy" not in resource:
+            raise ValidationError(message=f"Resources [{name}] is missing DeletionPolicy attribute in template")
+        if name not in IMPORTS:
+            raise ValidationError(message=f"Resource [{name}] is not in the list of resources to import")
+
+
+# Logical names of what the last change set imports, and whether an import is executed.
+IMPORTS, IMPORTING = [], []
+
+
+def existing(kind, name, account, region):
+    """What there is of this type and name."""
+    if kind == "AWS::S3::Bucket":
+        return s3_backends[account][get_partition(region)].buckets.get(name)
+    if kind == "AWS::S3::BucketPolicy":
+        return BucketPolicy(name)
+    if kind == "AWS::ECR::Repository":
+        return ecr.ecr_backends[account][region].repositories.get(name)
+    return None
 
 
 @around(stacks.CloudFormationBackend, "execute_change_set")
 def execute_change_set(original, self, change_set_name, stack_name=None):
-    original(self, change_set_name, stack_name)
+    chosen = [c for c in self.change_sets.values() if change_set_name in (c.change_set_name, c.change_set_id)]
+    IMPORTING[:] = [c for c in chosen if c.change_set_type == "IMPORT"]
+    try:
+        original(self, change_set_name, stack_name)
+    finally:
+        IMPORTING.clear()
     for change_set in self.change_sets.values():
         if change_set_name in (change_set.change_set_name, change_set.change_set_id):
             stack = self.stacks[change_set.stack_id]
@@ -213,9 +248,23 @@ def is_no_value(value, resources):
 
 @around(parsing, "parse_and_create_resource")
 def create_resource(original, logical_id, resource, resources, account_id, region_name):
+    if IMPORTING:
+        made = take_over(logical_id, resource, resources, account_id, region_name)
+        add_events(resources, account_id, region_name, logical_id, resource["Type"], made, "IMPORT")
+        return made
     made = original(logical_id, resource, resources, account_id, region_name)
     if made is not None:
         add_events(resources, account_id, region_name, logical_id, resource["Type"], made, "CREATE")
+    return made
+
+
+def take_over(logical_id, resource, resources, account_id, region_name):
+    properties = parsing.clean_json(resource["Properties"], resources)
+    names = [properties[name] for name in ("BucketName", "Bucket", "RepositoryName") if name in properties]
+    made = existing(resource["Type"], names[0], account_id, region_name) if names else None
+    if made is None:
+        raise ValidationError(message=f"{logical_id} cannot be imported: there is no {resource['Type']} {names}")
+    made.type, made.logical_resource_id = resource["Type"], logical_id
     return made
 
 
@@ -364,6 +413,22 @@ def set_bucket_properties(bucket, resource, account, region):
         rules = [{("ID" if key == "Id" else key): value for key, value in rule.items()} for rule in lifecycle["Rules"]]
         backend.put_bucket_lifecycle(bucket.name, [{"Filter": None, **rule} for rule in rules])
     return bucket
+
+
+@around(FakeBucket, "get_permission")
+def bucket_permission(original, self, action, resource):
+    """moto leaves out conditions, so a policy that denies plain HTTP would deny everything. This server stands for one
+    with TLS: such statements never apply."""
+    policy = self.policy
+    if policy is not None:
+        document = json.loads(policy)
+        is_about_http = lambda statement: "aws:SecureTransport" in statement.get("Condition", {}).get("Bool", {})
+        document["Statement"] = [s for s in document["Statement"] if not is_about_http(s)]
+        self.policy = json.dumps(document).encode() if document["Statement"] else None
+    try:
+        return original(self, action, resource)
+    finally:
+        self.policy = policy
 
 
 @around_class_method(FakeBucket, "create_from_cloudformation_json")

@@ -164,6 +164,9 @@ impl Unpacked {
         for file in ["manifest.json", "manifest.json.sig", "version"] {
             fs::remove_file(stage.join(file)).unwrap();
         }
+        // Packing put the signers into it.
+        let template = "cloudformation/workerpool.yaml";
+        fs::copy(workspace().join(template), stage.join(template)).unwrap();
         stage
     }
 

@@ -33,3 +33,4 @@ pub mod source;
 pub mod sums;
 pub mod verify;
 pub mod version;
+pub mod worker_template;

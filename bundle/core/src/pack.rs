@@ -16,7 +16,7 @@ use crate::manifest::{self, Manifest, Mode, ReleasePath};
 use crate::output::OutputFile;
 use crate::signature::Fingerprint;
 use crate::version::ReleaseVersion;
-use crate::{gzip, image, interrupt, signing};
+use crate::{gzip, image, interrupt, signing, worker_template};
 
 /// What to pack. Everything that the manifest says and that does not follow from the files.
 pub struct Release {
@@ -204,6 +204,9 @@ fn write_head<W: io::Write>(
 fn collect(release: &Release, scratch: &Path) -> Result<Vec<(ReleasePath, Source)>, Error> {
     let mut sources = Vec::new();
     walk(&release.stage, "", &mut sources)?;
+    if let Some((_, source)) = sources.iter_mut().find(|(path, _)| path.as_str() == worker_template::PATH) {
+        pin_signers(release, source)?;
+    }
     for (path, source) in &release.files {
         sources.push((path.clone(), Source::Path(source.clone())));
     }
@@ -228,6 +231,21 @@ fn collect(release: &Release, scratch: &Path) -> Result<Vec<(ReleasePath, Source
         sources.push((path, Source::Bytes(signing::armored_certificate(cert)?)));
     }
     Ok(sources)
+}
+
+/// Puts the release's certificates into the template of worker pools.
+fn pin_signers(release: &Release, source: &mut Source) -> Result<(), Error> {
+    let path = source.path();
+    let template = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let pins = worker_template::Pins {
+        version: &release.version,
+        certificates: &release.certificates,
+        threshold: release.threshold,
+    };
+    let rendered = worker_template::render(&template, pins)
+        .map_err(|error| Error::NotPackable { path, reason: error.to_string() })?;
+    *source = Source::Bytes(rendered);
+    Ok(())
 }
 
 fn walk(stage: &Path, below: &str, sources: &mut Vec<(ReleasePath, Source)>) -> Result<(), Error> {
