@@ -14,5 +14,8 @@ mod signing;
 mod determinism;
 mod dist;
 
+// The network side of `spacelift-bundle`, against servers on loopback.
+mod registry_push;
+
 mod accidents;
 mod components;

@@ -425,6 +425,7 @@ async fn look_up(client: &Client, reference: &str) -> Result<Option<String>, Fai
         }
         (200, None) => {}
         (404, _) => return Ok(None),
+        (408 | 429 | 500.., _) => return Err(client.refused(&doing, &answer)),
         // An answer to HEAD has no text that would say why.
         _ => {}
     }

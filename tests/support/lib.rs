@@ -7,6 +7,7 @@
 pub mod case;
 pub mod daemon;
 pub mod docker;
+pub mod ecr;
 pub mod gpg;
 pub mod program;
 pub mod registry;

@@ -10,7 +10,7 @@ use crate::exit::Usage;
 
 /// Certificates, how many of them must have signed, and whether development releases will do.
 #[derive(clap::Args, Clone, Debug)]
-pub(crate) struct Arguments {
+pub(crate) struct Trust {
     /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
     #[arg(long, value_name = "FILE", required = true)]
     cert: Vec<PathBuf>,
@@ -29,7 +29,7 @@ pub(crate) struct Pinned {
     development: Development,
 }
 
-impl Arguments {
+impl Trust {
     /// Reads the certificates.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// The archive, with its `_SHA256SUMS` and `_SHA256SUMS.sig` beside it, or the directory of an unpacked release.
     release: PathBuf,
     #[command(flatten)]
-    trust: policy::Arguments,
+    trust: policy::Trust,
     /// Where the image goes.
     #[arg(long, value_name = "HOST/NAME")]
     repository: String,
@@ -97,7 +97,7 @@ struct Private {
 }
 
 impl Private {
-    fn verified(release: &Path, trust: &policy::Arguments, work: &Path) -> anyhow::Result<Self> {
+    fn verified(release: &Path, trust: &policy::Trust, work: &Path) -> anyhow::Result<Self> {
         let pinned = trust.read()?;
         let policy = pinned.policy();
         let directory = tempfile::Builder::new().prefix("spacelift-bundle-").tempdir_in(work);
