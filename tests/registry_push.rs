@@ -1,6 +1,7 @@
 //! Pushing the image of a release to registries: to one with ECR's rules and names, and to others.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -265,6 +266,34 @@ fn only_what_was_verified_is_pushed() {
     assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with("spacelift-bundle-")));
 }
 
+/// The directory of an unpacked release is somebody's; what is in it when it is sent counts.
+#[test]
+fn what_changes_after_it_was_verified_is_not_pushed() {
+    let (release, registry) = (Release::with(&noise(32 << 20)), Registry::start());
+    let server = Ecr::start(&registry, Door::Open);
+    succeed(tool("tar").arg("-xzf").arg(&release.archive).current_dir(release.directory.path()));
+    let unpacked = release.path(&format!("self-hosted-{VERSION}"));
+    // The layers are the largest and are sent first.
+    for _ in 0..2 {
+        server.fail("PUT /v2/", Fault::Slow(Duration::from_millis(2)));
+    }
+    let mut push = release.push_of(&unpacked, &release.certificate, &format!("{}/{NAME}", server.address()));
+    push.env("AWS_CA_BUNDLE", server.authority());
+    let running = thread::spawn(move || finish(&mut push));
+    while requests(&server, "PUT", "/blobs/") < 2 {
+        assert!(!running.is_finished(), "{}", running.join().unwrap());
+        thread::sleep(Duration::from_millis(1));
+    }
+    let image = fs::OpenOptions::new().write(true).open(unpacked.join("container-images/spacelift-launcher.tar"));
+    let image = image.unwrap();
+    for at in [30 << 20, 62 << 20] {
+        image.write_all_at(b"other bytes", at).unwrap();
+    }
+    let refused = running.join().unwrap().expect(65);
+    assert!(refused.says("changed after it was verified"), "{refused}");
+    assert_eq!(requests(&server, "PUT", "/manifests/"), 0);
+}
+
 #[test]
 fn plain_http_only_on_request_and_never_instead_of_bad_tls() {
     let (release, registry) = (Release::small(), Registry::start());
@@ -323,11 +352,12 @@ fn failures_that_pass_are_waited_out() {
     ecr.fail("POST /v2/spacelift-launcher/blobs/uploads/", refuse(500, "UNKNOWN", "a hiccup"));
     ecr.fail("PUT /v2/spacelift-launcher/blobs/uploads/", Fault::Cut(1 << 20));
     ecr.fail("PUT /v2/spacelift-launcher/manifests/sha256:", refuse(503, "UNAVAILABLE", "a hiccup"));
+    ecr.fail("PUT /v2/spacelift-launcher/manifests/sha256:", refuse(400, "DIGEST_INVALID", "half of it is missing"));
     let started = Instant::now();
     let pushed = run(release.push_to_ecr(&ecr).arg("--json")).expect(0);
     assert!(started.elapsed() >= Duration::from_secs(1), "the registry asked for a second");
     assert_eq!(counts(&pushed.json()), [BLOBS, 0, 0]);
-    for said in ["status 429", "status 500", "a hiccup", "trying again in"] {
+    for said in ["status 429", "status 500", "a hiccup", "half of it is missing", "trying again in"] {
         assert!(pushed.stderr.contains(said), "{said}: {pushed}");
     }
     // The blob that was cut off was started again, whole.
@@ -381,7 +411,7 @@ fn refusals_say_what_to_do() {
             &["not allowed", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:GetAuthorizationToken"],
         ),
         ("PUT /v2/", refuse(405, "UNSUPPORTED", "read-only today"), 69, &["refused to", "read-only today"]),
-        ("PUT /v2/", refuse(400, "DIGEST_INVALID", "other bytes"), 69, &["refused to push", "other bytes"]),
+        ("PUT /v2/", refuse(400, "MANIFEST_INVALID", "other bytes"), 69, &["refused to push", "other bytes"]),
         ("PUT /v2/", refuse(413, "TOO_LARGE", "\u{1b}[2Jcleared"), 69, &["413"]),
         ("HEAD /v2/", Fault::Answer { status: 302, headers: String::new(), body: String::new() }, 69, &["no Location"]),
     ];
@@ -428,8 +458,8 @@ fn proxies_and_authorities_of_the_customer() {
     let refused = run(release.push_to_ecr(&ecr).env_remove("AWS_CA_BUNDLE")).expect(69);
     assert!(refused.says("AWS_CA_BUNDLE"), "{refused}");
     ecr.require_proxy_password("open-sesame");
-    let refused = run(&mut release.push_to_ecr(&ecr));
-    assert!(refused.says("proxy") && !refused.says("open-sesame"), "{refused}");
+    let refused = run(&mut release.push_to_ecr(&ecr)).expect(77);
+    assert!(refused.says("HTTPS_PROXY") && !refused.says("open-sesame"), "{refused}");
     let mut push = release.push_to_ecr(&ecr);
     run(push.env("HTTPS_PROXY", format!("http://proxy:open-sesame@{}", ecr.address()))).expect(0);
 
@@ -541,6 +571,10 @@ fn an_emulator_of_ecr_has_its_registry_where_it_says() {
     assert!(stranger.seen().iter().all(|seen| !seen.headers.contains_key("authorization")));
     let refused = run(release.push_plainly(&registry.address()).arg("--create-repository")).expect(64);
     assert!(refused.says("not in ECR"), "{refused}");
+    // An endpoint of its own for ECR needs the same consent to plain HTTP as every other.
+    let mut push = release.push_to(&emulator);
+    let refused = run(push.env("AWS_ENDPOINT_URL_ECR", &endpoint)).expect(64);
+    assert!(refused.says("is plain HTTP") && refused.says("--allow-http"), "{refused}");
 }
 
 #[test]

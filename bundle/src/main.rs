@@ -17,8 +17,9 @@ mod registry;
 /// Packs, signs, verifies and inspects Self-Hosted releases.
 ///
 /// Exit codes: 0 success; 1 unexpected failure, or `diff --reproduce` found a difference; 64 usage or configuration;
-/// 65 bad input; 66 input missing or unreadable; 73 output cannot be created; 74 input/output error such as a full disk;
-/// 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
+/// 65 bad input; 66 input missing or unreadable; 69 a service cannot be reached or refuses; 73 output cannot be created;
+/// 74 input/output error such as a full disk; 75 a service is overloaded or broken, try again later; 77 credentials are
+/// missing, expired or not allowed to do it; 130 interrupted. Verification that fails exits with 10 plus the number of the step that refused: 11 the signature
 /// file is not detached signatures, 12 not signed by enough pinned certificates or a bad signature, 13 expired, revoked,
 /// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
 /// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.

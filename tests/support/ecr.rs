@@ -59,7 +59,8 @@ pub enum Fault {
         /// Body.
         body: String,
     },
-    /// The connection is cut after this many bytes of its body.
+    /// The connection is cut after this many bytes of its body. Requests with less of it are let through, and the next one
+    /// is waited for.
     Cut(u64),
     /// It is done, and the address in the answer's `Location` is on this `scheme://host:port`.
     Elsewhere(String),
@@ -373,7 +374,10 @@ fn answer(
     let fault = {
         let line = format!("{} {}", request.method, request.target);
         let mut faults = locked(&state.faults);
-        let found = faults.iter().position(|(part, _)| line.contains(part.as_str()));
+        let found = faults.iter().position(|(part, fault)| {
+            let is_long = !matches!(fault, Fault::Cut(after) if request.length() <= *after);
+            is_long && line.contains(part.as_str())
+        });
         found.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
     };
     let length = request.length();
