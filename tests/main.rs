@@ -14,6 +14,9 @@ mod signing;
 mod determinism;
 mod dist;
 
+// The network side of `spacelift-bundle`, against servers on loopback.
+mod registry_push;
+
 mod accidents;
 mod components;
 

@@ -200,6 +200,7 @@ struct Parts {
     s3_template: String,
     ecr_template: String,
     image: PathBuf,
+    image_digest: String,
     has_pool: bool,
 }
 
@@ -230,6 +231,7 @@ impl Parts {
             s3_template: template(S3_TEMPLATE)?,
             ecr_template: template(ECR_TEMPLATE)?,
             image: release.path().join(image.path.as_str()),
+            image_digest: image.digest.clone(),
             has_pool: manifest.file(POOL_TEMPLATE).is_some(),
         })
     }
@@ -360,6 +362,7 @@ impl Installer<'_> {
         let version = self.release.manifest().version.to_string();
         let push = Push {
             image: &self.parts.image,
+            digest: &self.parts.image_digest,
             repository: &repository.parse().map_err(registry::Error::Repository)?,
             tag: &version,
             // Its stack made it.

@@ -51,8 +51,11 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.o
 /// What to push, and where.
 #[derive(Debug)]
 pub(crate) struct Push<'a> {
-    /// An image file with an OCI layout. It must have been verified, and be out of everyone else's reach since.
+    /// An image file with an OCI layout.
     pub(crate) image: &'a Path,
+    /// What the release's signed manifest calls the image by. Everything that is sent is hashed against it on the way, so
+    /// whoever changes the file after it was verified gains nothing.
+    pub(crate) digest: &'a str,
     /// Where it goes.
     pub(crate) repository: &'a Repository,
     /// The tag that it gets. An existing one is never moved.
@@ -96,6 +99,9 @@ pub(crate) async fn push(connection: &aws::Connection, push: &Push<'_>, progress
     let read = |source| Error::Read { path: push.image.to_owned(), source };
     let file = File::open(push.image).map_err(read)?;
     let layout = Layout::read(&file).map_err(|source| Error::Image { path: push.image.to_owned(), source })?;
+    if layout.root().digest.to_string() != push.digest {
+        return Err(Error::Changed { path: push.image.to_owned(), digest: push.digest.to_owned() });
+    }
     let total = layout.blobs.iter().map(|blob| blob.size).sum();
     let (notices, receiver) = mpsc::unbounded_channel();
     let mut scopes = vec![format!("repository:{}:pull,push", push.repository.name())];
@@ -175,14 +181,14 @@ async fn open(
     };
     if let Some(registry) = repository.ecr() {
         let client = client(true);
-        let ecr = Ecr::of(connection, &registry);
+        let ecr = Ecr::of(connection, &registry)?;
         if let Some(tags) = create {
             create_repository(&client, &ecr, tags).await?;
         }
         return Ok(client.with_authorization(ecr.authorization().await?));
     }
     // An emulator's registry has any name. What it says about the repository tells whether it is its own.
-    let ecr = Ecr::emulated(connection);
+    let ecr = Ecr::emulated(connection)?;
     let mut is_ecr = false;
     if let Some(tags) = create {
         let not_ecr = || Error::NotEcr { repository: repository.to_string() };
@@ -425,6 +431,7 @@ async fn look_up(client: &Client, reference: &str) -> Result<Option<String>, Fai
         }
         (200, None) => {}
         (404, _) => return Ok(None),
+        (408 | 429 | 500.., _) => return Err(client.refused(&doing, &answer)),
         // An answer to HEAD has no text that would say why.
         _ => {}
     }

@@ -8,6 +8,7 @@ pub mod aws_emulator;
 pub mod case;
 pub mod daemon;
 pub mod docker;
+pub mod ecr;
 pub mod fault_proxy;
 pub mod gpg;
 pub mod program;

@@ -179,9 +179,10 @@ async fn publish(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let image = repository.as_ref().map(|_| super::push::image_of(manifest)).transpose()?;
     let mut published = publish::upload(&store, &request, &progress).await?;
     let mut pushed = None;
-    if let (Some(connection), Some(repository), Some((image, _))) = (&opened.connection, &repository, image) {
+    if let (Some(connection), Some(repository), Some((image, digest))) = (&opened.connection, &repository, image) {
         let push = Push {
             image: &release.path().join(image),
+            digest: &digest,
             repository,
             tag: &manifest.version.to_string(),
             create_repository: arguments.create_repository,

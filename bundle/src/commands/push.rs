@@ -1,28 +1,22 @@
 //! `push`
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bundle_core::digest::HashingWriter;
 use bundle_core::gzip;
-use bundle_core::interrupt;
 use bundle_core::manifest::Manifest;
 use bundle_core::verify::{self, Files};
 use tempfile::TempDir;
 
 use crate::aws;
 use crate::commands::{policy, verify::default_work_dir};
-use crate::exit::{Unreadable, Usage};
+use crate::exit::Usage;
 use crate::progress::Progress;
 use crate::registry::{self, Push, Pushed, Repository};
 
 /// The image that workers are started from.
 const IMAGE: &str = "spacelift-launcher";
-/// What is copied at once.
-const BUFFER: usize = 128 * 1024;
 
 /// Push the launcher's image of a verified release to ECR or another registry.
 ///
@@ -65,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let repository: Repository = arguments.repository.parse().map_err(registry::Error::Repository)?;
     let progress = Progress::new();
     let work = arguments.work_dir.clone().unwrap_or_else(default_work_dir);
-    let release = Private::verified(&arguments.release, &arguments.trust, &work)?;
+    let release = Verified::open(&arguments.release, &arguments.trust, &work)?;
     let tag = arguments.tag.clone().unwrap_or_else(|| release.manifest.version.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start threads")?.block_on(async {
@@ -76,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
         }
         let push = Push {
             image: &release.image,
+            digest: &release.digest,
             repository: &repository,
             tag: &tag,
             create_repository: arguments.create_repository,
@@ -86,35 +81,34 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     })
 }
 
-/// The image of a verified release, in a directory that only this process's user can change.
-struct Private {
+/// The image of a verified release.
+struct Verified {
     manifest: Manifest,
     /// The image's file.
     image: PathBuf,
     /// What the signed manifest calls the image by.
     digest: String,
-    _directory: TempDir,
+    /// Where an archive was unpacked to; it is removed with this.
+    _directory: Option<TempDir>,
 }
 
-impl Private {
-    fn verified(release: &Path, trust: &policy::Trust, work: &Path) -> anyhow::Result<Self> {
+impl Verified {
+    fn open(release: &Path, trust: &policy::Trust, work: &Path) -> anyhow::Result<Self> {
         let pinned = trust.read()?;
         let policy = pinned.policy();
-        let directory = tempfile::Builder::new().prefix("spacelift-bundle-").tempdir_in(work);
-        let directory = directory.with_context(|| format!("cannot create a directory in {}", work.display()))?;
-        if release.is_dir() {
-            let manifest = verify::directory(release, &policy)?.manifest().clone();
-            let (path, image_digest) = image_of(&manifest)?;
-            // Someone may change the file between now and the push: what is pushed is a copy with the right digest.
-            let image = directory.path().join("image.tar");
-            copy(&release.join(&path), &image, &manifest, &path)?;
-            return Ok(Self { manifest, image, digest: image_digest, _directory: directory });
-        }
-        let archive = verify::open(&Files::beside(release), &policy, work)?;
-        let unpacked = directory.path().join("release");
-        let manifest = verify::unpack(&archive, &policy, gzip::default_threads(), &unpacked)?.manifest().clone();
-        let (path, digest) = image_of(&manifest)?;
-        Ok(Self { manifest, image: unpacked.join(path), digest, _directory: directory })
+        let (verified, root, directory) = if release.is_dir() {
+            (verify::directory(release, &policy)?, release.to_owned(), None)
+        } else {
+            let directory = tempfile::Builder::new().prefix("spacelift-bundle-").tempdir_in(work);
+            let directory = directory.with_context(|| format!("cannot create a directory in {}", work.display()))?;
+            let archive = verify::open(&Files::beside(release), &policy, work)?;
+            let root = directory.path().join("release");
+            (verify::unpack(&archive, &policy, gzip::default_threads(), &root)?, root, Some(directory))
+        };
+        let manifest = verified.manifest().clone();
+        let (image, digest) = image_of(&manifest)?;
+        let image = root.join(image);
+        Ok(Self { manifest, image, digest, _directory: directory })
     }
 }
 
@@ -124,28 +118,6 @@ pub(crate) fn image_of(manifest: &Manifest) -> Result<(String, String), Usage> {
     image.map(|image| (image.path.to_string(), image.digest.clone())).ok_or_else(|| {
         Usage(format!("{} {} has no image {IMAGE}: there is nothing to push", manifest.product, manifest.version))
     })
-}
-
-fn copy(from: &Path, to: &Path, manifest: &Manifest, path: &str) -> anyhow::Result<()> {
-    let unreadable = |source| Unreadable { what: "the image", path: from.to_owned(), source };
-    let mut file = File::open(from).map_err(unreadable)?;
-    let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-    let mut copy = HashingWriter::new(copy.with_context(|| format!("cannot create {}", to.display()))?);
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        interrupt::check()?;
-        match file.read(&mut buffer).map_err(unreadable)? {
-            0 => break,
-            length => copy.write_all(&buffer[..length]).with_context(|| format!("cannot write {}", to.display()))?,
-        }
-    }
-    let (_, digest, size) = copy.finish();
-    let listed = manifest.files.iter().find(|file| file.path.as_str() == path);
-    if !listed.is_some_and(|listed| listed.sha256 == digest && listed.size == size) {
-        let reason = "it was changed after it was verified".into();
-        return Err(verify::Error::File { path: path.into(), reason }.into());
-    }
-    Ok(())
 }
 
 fn print(pushed: &Pushed, json: bool) -> io::Result<()> {

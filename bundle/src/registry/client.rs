@@ -2,8 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
@@ -45,7 +45,9 @@ pub(super) struct Client {
     /// What the caller has, as a header of the scheme Basic.
     credentials: Option<Secret>,
     /// What requests are made with. It changes when a registry asks for a token, and when a token expires.
-    authorization: Mutex<Option<Secret>>,
+    authorization: RwLock<Option<Secret>>,
+    /// Held while it is found out what the registry wants, so that several requests ask for one token.
+    asking: Mutex<()>,
     /// Bytes of blobs that were handed to the network.
     pub(super) sent: Arc<AtomicU64>,
     notices: mpsc::UnboundedSender<String>,
@@ -106,9 +108,8 @@ impl Client {
         scopes: Vec<String>,
         notices: mpsc::UnboundedSender<String>,
     ) -> Self {
-        let authorization = Mutex::default();
-        let sent = Arc::default();
-        Self { connector, base, repository, scopes, credentials: None, authorization, sent, notices }
+        let (authorization, asking, sent) = (RwLock::default(), Mutex::default(), Arc::default());
+        Self { connector, base, repository, scopes, credentials: None, authorization, asking, sent, notices }
     }
 
     /// Has `credentials` for the time when the registry asks for some.
@@ -119,8 +120,16 @@ impl Client {
 
     /// Sends `credentials` with every request from the first one on.
     pub(super) fn with_authorization(mut self, authorization: Secret) -> Self {
-        self.authorization = Mutex::new(Some(authorization));
+        self.authorization = RwLock::new(Some(authorization));
         self
+    }
+
+    fn authorization(&self) -> Option<Secret> {
+        self.authorization.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_authorization(&self, authorization: Option<Secret>) {
+        *self.authorization.write().unwrap_or_else(PoisonError::into_inner) = authorization;
     }
 
     pub(super) fn host(&self) -> String {
@@ -179,7 +188,7 @@ impl Client {
         loop {
             // Credentials are for the registry alone. Wherever else it sends us gets none.
             let is_registry = url.is_same_origin(&self.base);
-            let authorization = if is_registry { self.authorization.lock().await.clone() } else { None };
+            let authorization = if is_registry { self.authorization() } else { None };
             let response = self.exchange(method, &url, &request.headers, body, authorization.as_ref()).await?;
             match response.status {
                 401 if is_registry && challenges < 2 => {
@@ -223,8 +232,8 @@ impl Client {
         challenges: usize,
         doing: &str,
     ) -> Result<(), Failure> {
-        let mut authorization = self.authorization.lock().await;
-        if authorization.as_ref() != refused {
+        let _asking = self.asking.lock().await;
+        if self.authorization().as_ref() != refused {
             // Another request has found out meanwhile.
             return Ok(());
         }
@@ -238,11 +247,11 @@ impl Client {
             && self.repository.ecr().is_none()
         {
             let token = self.token(realm, service.as_deref(), doing).await?;
-            *authorization = Some(token);
+            self.set_authorization(Some(token));
             return Ok(());
         }
         if offered.contains(&Challenge::Basic) && self.credentials.is_some() && self.credentials.as_ref() != refused {
-            authorization.clone_from(&self.credentials);
+            self.set_authorization(self.credentials.clone());
             return Ok(());
         }
         Err(self.unauthorized(response, doing).into())
@@ -390,6 +399,11 @@ impl Client {
                 error: Error::Unavailable { host, doing, answer, attempts: 1 },
                 after: response.retry_after(),
             },
+            // What is sent was hashed here: it was damaged on its way, or two clients wrote the same thing at once into a
+            // store that lets readers see half of it.
+            (400, "DIGEST_INVALID") => {
+                Failure::Transient { error: Error::Refused { host, doing, answer }, after: None }
+            }
             (401, _) => self.unauthorized(response, &doing).into(),
             (403, _) | (_, "DENIED") => {
                 let hint = if self.repository.ecr().is_some() {
@@ -441,9 +455,7 @@ impl Client {
 
     fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        // While a token is being fetched it is not known, and nothing can repeat it.
-        let current = self.authorization.try_lock().ok().and_then(|authorization| authorization.clone());
-        for secret in self.credentials.iter().chain(&current) {
+        for secret in self.credentials.iter().chain(&self.authorization()) {
             text = secret.redact(&text);
         }
         text

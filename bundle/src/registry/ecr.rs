@@ -35,24 +35,24 @@ impl Described {
 
 impl Ecr {
     /// The API for a registry, wherever the caller's own region is.
-    pub(super) fn of(connection: &aws::Connection, registry: &EcrRegistry) -> Self {
+    pub(super) fn of(connection: &aws::Connection, registry: &EcrRegistry) -> Result<Self, Error> {
+        check_variable(connection)?;
         let mut config =
             aws_sdk_ecr::config::Builder::from(&connection.config).region(Region::new(registry.region.clone()));
         if registry.fips {
             config = config.use_fips(true);
         }
         let client = aws_sdk_ecr::Client::from_conf(config.build());
-        Self { client, account: Some(registry.account.clone()), region: registry.region.clone() }
+        Ok(Self { client, account: Some(registry.account.clone()), region: registry.region.clone() })
     }
 
     /// The API at the endpoint that the connection names, if it names one.
-    pub(super) fn emulated(connection: &aws::Connection) -> Option<Self> {
-        let variable = std::env::var_os("AWS_ENDPOINT_URL_ECR").filter(|endpoint| !endpoint.is_empty());
-        if connection.config.endpoint_url().is_none() && variable.is_none() {
-            return None;
+    pub(super) fn emulated(connection: &aws::Connection) -> Result<Option<Self>, Error> {
+        if !check_variable(connection)? && connection.config.endpoint_url().is_none() {
+            return Ok(None);
         }
         let client = aws_sdk_ecr::Client::new(&connection.config);
-        Some(Self { client, account: None, region: connection.region.clone() })
+        Ok(Some(Self { client, account: None, region: connection.region.clone() }))
     }
 
     /// The header with which its registry lets the caller in, for twelve hours.
@@ -126,6 +126,17 @@ impl Ecr {
     }
 }
 
+/// Whether the environment names an endpoint for ECR alone, which the connection does not know of.
+fn check_variable(connection: &aws::Connection) -> Result<bool, Error> {
+    match std::env::var("AWS_ENDPOINT_URL_ECR") {
+        Ok(endpoint) if !endpoint.is_empty() => {
+            aws::check_endpoint(&endpoint, connection.allow_http)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
 /// What became of making a repository.
 pub(super) enum Created {
     /// It was made.
@@ -144,6 +155,10 @@ where
     let Some(service) = error.as_service_error() else {
         let reason = chain(error);
         // The credentials are looked for when the first request is made.
+        if reason.contains("proxy authorization required") {
+            let hint = "put the proxy's user name and password into HTTPS_PROXY, as in http://USER:PASSWORD@PROXY:PORT";
+            return (format!("{reason}; {hint}"), Class::Permission);
+        }
         let is_credentials = reason.contains("credentials") || reason.contains("identity");
         let (hint, class) = if is_credentials {
             (CREDENTIALS, Class::Permission)

@@ -38,11 +38,11 @@ pub(crate) enum Error {
         source: image::Error,
     },
     /// The image file changed after it was verified.
-    #[error("{} was changed while it was being read: the part {digest} has another content now", .path.display())]
+    #[error("{} was changed after it was verified: what should be {digest} is something else now", .path.display())]
     Changed {
         /// The file.
         path: PathBuf,
-        /// The part.
+        /// The image or the part of it.
         digest: String,
     },
     /// A signal came.

@@ -49,8 +49,8 @@ pub struct Document {
 }
 
 impl Layout {
-    /// Finds the parts in an image file with an OCI layout. Headers and documents are read; layers are only located, so
-    /// the file must have been verified before.
+    /// Finds the parts in an image file with an OCI layout. Headers and documents are read, and documents have the digests
+    /// that they are referred to by; blobs are only located.
     ///
     /// # Errors
     /// It is not such a file, or a part is missing.
@@ -134,12 +134,14 @@ impl Finder<'_> {
         match descriptor.media_type.as_str() {
             document::INDEX | document::DOCKER_INDEX => {
                 let index: Index = document::parse(&name, &bytes)?;
+                check_type(&name, index.media_type.as_deref(), &descriptor.media_type)?;
                 for inner in &index.manifests {
                     self.document(inner, &name, depth + 1)?;
                 }
             }
             document::MANIFEST | document::DOCKER_MANIFEST => {
                 let manifest: Manifest = document::parse(&name, &bytes)?;
+                check_type(&name, manifest.media_type.as_deref(), &descriptor.media_type)?;
                 for blob in manifest.layers.iter().chain([&manifest.config]) {
                     self.blob(blob, &name)?;
                 }
@@ -178,6 +180,17 @@ impl Finder<'_> {
         let mut bytes = vec![0; size as usize];
         self.file.read_exact_at(&mut bytes, offset).map_err(Error::Read)?;
         Ok(bytes)
+    }
+}
+
+/// `index.json` has no digest that vouches for it; what it lists has.
+fn check_type(name: &str, own: Option<&str>, listed: &str) -> Result<(), Error> {
+    match own {
+        Some(own) if own != listed => {
+            let reason = format!("it is of the type {}, but listed as {}", quoted(own), quoted(listed));
+            Err(Error::Document { document: name.to_owned(), reason })
+        }
+        _ => Ok(()),
     }
 }
 

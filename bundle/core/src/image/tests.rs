@@ -703,6 +703,27 @@ mod layout {
     }
 
     #[test]
+    fn what_is_listed_must_be_what_is_there() {
+        let made = simple().0;
+        let changed = |from: &str, to: &str| {
+            let mut files = made.clone();
+            let index = String::from_utf8(files["index.json"].clone()).unwrap();
+            assert!(index.contains(from));
+            files.insert("index.json".to_owned(), index.replacen(from, to, 1).into_bytes());
+            Layout::read(&file(&pack(&files))).unwrap_err().to_string()
+        };
+        let docker = "application/vnd.docker.distribution.manifest.v2+json";
+        assert!(changed(MANIFEST, docker).contains("but listed as"));
+        let mut files = made.clone();
+        let manifest = files.iter().find(|(_, bytes)| bytes.windows(9).any(|part| part == b"\"layers\":"));
+        let (name, mut bytes) = manifest.map(|(name, bytes)| (name.clone(), bytes.clone())).unwrap();
+        bytes.push(b' ');
+        files.insert(name, bytes);
+        let error = Layout::read(&file(&pack(&files))).unwrap_err();
+        assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
+    }
+
+    #[test]
     fn a_file_that_lacks_something_is_refused() {
         for (missing, says) in [("oci-layout", "oci-layout"), ("index.json", "index.json"), ("blobs", "refers to")] {
             let mut files = simple().0;
