@@ -52,6 +52,8 @@ cases! {
     good_sha256_certificate
     good_shapes
     good_binaries
+    good_next_version
+    good_rebuilt
     good_image
     good_keys
     good_manifest_in_another_order

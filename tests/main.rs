@@ -20,3 +20,6 @@ mod components;
 // Against an emulated AWS account.
 mod install;
 mod worker_pool;
+
+// Against S3 stores, one strict about signatures and checksums, one emulated, and a directory.
+mod publish;

@@ -57,6 +57,12 @@ impl Failure {
         Self::new(doing, Kind::Interrupted, "interrupted; run the command again to go on")
     }
 
+    /// A failure of the connection, or of what came over it.
+    pub(crate) fn of_error(doing: impl Into<String>, error: &(dyn StdError + 'static)) -> Self {
+        let (kind, why) = of_chain(error);
+        Self::new(doing, kind, why)
+    }
+
     /// A failure that no service reported.
     pub(crate) fn new(doing: impl Into<String>, kind: Kind, why: impl Into<String>) -> Self {
         Self { doing: doing.into(), kind, status: None, code: None, why: why.into() }
@@ -225,6 +231,9 @@ pub(crate) fn of_chain(error: &(dyn StdError + 'static)) -> (Kind, String) {
     if contains(&["407", "Proxy Authentication", "proxy authorization"]) {
         let why = "the proxy asks for a password: put it into HTTPS_PROXY as http://USER:PASSWORD@HOST:PORT";
         return (Kind::Denied, why.into());
+    }
+    if contains(&["checksum mismatch", "checksum did not match"]) {
+        return (Kind::Wrong, format!("what came is not what the store keeps ({innermost})"));
     }
     if contains(&["UnknownIssuer", "invalid peer certificate", "CertNotValidForName", "CaUsedAsEndEntity"]) {
         return (

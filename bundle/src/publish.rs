@@ -1,6 +1,6 @@
 //! Publishing: from a verified release to a downloads bucket that no reader ever sees half-written.
 //!
-//! The order is what makes that true. Everything of a version lies below `releases/VERSION/`, is written once and never
+//! The order is what makes that true. First the version is claimed for this build under `claims/VERSION`. Everything of a version lies below `releases/VERSION/`, is written once and never
 //! again, and is checked after it was written. Only then do the few keys change that have no version in their name, and
 //! last of all the pointer by which readers find the version. So a reader that follows the pointer finds a whole release,
 //! whenever the publisher was killed; and running it again goes on where it stopped.
@@ -294,6 +294,7 @@ pub(crate) struct Published {
 pub(crate) async fn upload(store: &Store, request: &Request<'_>, progress: &Arc<Progress>) -> Result<Published, Error> {
     let stages = stages(request.release)?;
     let mut published = Published::default();
+    claim(store, request).await?;
     let total: u64 = stages.iter().flatten().map(|object| object.size).sum();
     let version = &request.release.manifest().version;
     progress.line(format_args!(
@@ -337,6 +338,12 @@ pub(crate) async fn upload(store: &Store, request: &Request<'_>, progress: &Arc<
 /// See [`Error`]: also those that publishing would end with.
 pub(crate) async fn plan(store: &Store, request: &Request<'_>) -> Result<Published, Error> {
     let mut plan = Published::default();
+    let claim = claim_object(request.release)?;
+    if store.existing(&claim.key).await?.is_some()
+        && let Err(reason) = store.is_there(&claim).await?
+    {
+        return Err(Error::OtherContents { address: request.bucket.address(&claim.key), reason });
+    }
     for stage in &stages(request.release)? {
         for (object, existing) in
             each(store, stage, |store, object| async move { store.existing(&object.key).await }).await?
@@ -360,6 +367,29 @@ pub(crate) async fn plan(store: &Store, request: &Request<'_>) -> Result<Publish
         }
     }
     Ok(plan)
+}
+
+/// Takes the version for this build, before anything else is written: of two builds that are published under one version at
+/// the same time, one must not get as far as writing its files between the other's.
+async fn claim(store: &Store, request: &Request<'_>) -> Result<(), Error> {
+    let object = claim_object(request.release)?;
+    if store.create(&object).await? == Put::Exists
+        && let Err(reason) = store.is_there(&object).await?
+    {
+        let version = &request.release.manifest().version;
+        return Err(Error::OtherContents {
+            address: request.bucket.address(&format!("releases/{version}/")),
+            reason: format!("{} belongs to another build: {reason}", object.key),
+        });
+    }
+    Ok(())
+}
+
+fn claim_object(release: &PrivateRelease) -> Result<Object, Error> {
+    let path = release.path().join(MANIFEST);
+    let manifest = std::fs::read(&path).map_err(|source| Error::Read { path: MANIFEST.into(), source })?;
+    let line = sums::line(Digest::of(&manifest), MANIFEST);
+    Ok(Object::of_bytes(format!("claims/{}", release.manifest().version), line.into_bytes()))
 }
 
 /// The part that readers see: the keys without a version, then the channel's pointer. What is there already is not written

@@ -9,10 +9,8 @@ use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
 use crate::exit::Usage;
 
 /// Certificates, how many of them must have signed, and whether development releases will do.
-// Without a group: it would have the name of the group of every command that takes these flags.
 #[derive(clap::Args, Clone, Debug)]
-#[group(skip)]
-pub(crate) struct Arguments {
+pub(crate) struct Trust {
     /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
     #[arg(long, value_name = "FILE", required = true)]
     cert: Vec<PathBuf>,
@@ -31,7 +29,7 @@ pub(crate) struct Pinned {
     development: Development,
 }
 
-impl Arguments {
+impl Trust {
     /// Reads the certificates.
     ///
     /// # Errors
@@ -54,6 +52,16 @@ impl Arguments {
 }
 
 impl Pinned {
+    /// The certificates.
+    pub(crate) fn certs(&self) -> &PinnedCerts {
+        &self.certs
+    }
+
+    /// How many of them must have signed.
+    pub(crate) fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// The policy as of now, without a release that is installed.
     pub(crate) fn policy(&self) -> Policy<'_> {
         Policy {

@@ -3,27 +3,23 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bundle_core::gzip;
 use bundle_core::private::PrivateRelease;
-use bundle_core::signature::{PinnedCerts, Threshold};
-use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
+use bundle_core::verify::{Rollback, SkippedVersion};
 
 use crate::aws::{self, Connection};
+use crate::commands::policy::{self, Pinned};
 use crate::exit::Usage;
 use crate::progress::Progress;
 use crate::publish::{self, Access, Bucket, Published, Request, Store, Trust};
+use crate::registry::{self, Push, Pushed, Repository};
 
 /// Whom to trust, and where to publish to.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// A certificate that you trust, got from the vendor by another way than the release; several are allowed.
-    #[arg(long, value_name = "FILE", required = true)]
-    cert: Vec<PathBuf>,
-    /// How many of the certificates must have signed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threshold: usize,
+    #[command(flatten)]
+    trust: policy::Trust,
     /// The downloads bucket: s3://NAME, s3://NAME/PREFIX, or file:///DIRECTORY for networks without a connection.
     #[arg(long, value_name = "URL")]
     bucket: Bucket,
@@ -54,9 +50,15 @@ pub(crate) struct Arguments {
     /// Verify, look at the bucket, say what would be done, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Accept a development release, which no release key signed.
-    #[arg(long)]
-    allow_development: bool,
+    /// Push the launcher's image to this repository as well, tagged with the version, before the channel moves.
+    #[arg(long, value_name = "HOST/NAME")]
+    image_repository: Option<String>,
+    /// Make the repository in ECR if it does not exist: with immutable tags, and scanned on push.
+    #[arg(long, requires = "image_repository")]
+    create_repository: bool,
+    /// Another repository of the same registry, whose blobs are used where they are the same.
+    #[arg(long, value_name = "NAME", requires = "image_repository")]
+    mount_from: Option<String>,
     /// Accept a release that is older than the one that the channel points to.
     #[arg(long)]
     allow_rollback: bool,
@@ -81,9 +83,6 @@ pub(crate) struct Promote {
     /// Accept an upgrade that skips a version which it requires in between.
     #[arg(long)]
     allow_skipping_versions: bool,
-    /// Accept a development release, which no release key signed.
-    #[arg(long)]
-    allow_development: bool,
 }
 
 /// Point a channel back to an older version that is in the bucket.
@@ -121,25 +120,23 @@ pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 struct Opened {
-    pinned: PinnedCerts,
-    threshold: Threshold,
+    pinned: Pinned,
     connection: Option<Connection>,
 }
 
 impl Opened {
-    async fn new(target: &Target) -> anyhow::Result<Self> {
-        let threshold = Threshold::new(target.threshold)
-            .ok_or_else(|| Usage("--threshold 0 would accept anything; it must be at least 1".into()))?;
-        let pinned = PinnedCerts::read(&target.cert)?;
+    /// `registry` says whether a registry is needed as well.
+    async fn new(target: &Target, registry: bool) -> anyhow::Result<Self> {
+        let pinned = target.trust.read()?;
         let connection = match &target.bucket {
-            Bucket::S3 { .. } => Some(Connection::open(&target.aws).await?),
-            Bucket::Directory(_) => None,
+            Bucket::Directory(_) if !registry => None,
+            _ => Some(Connection::open(&target.aws).await?),
         };
-        Ok(Self { pinned, threshold, connection })
+        Ok(Self { pinned, connection })
     }
 
     fn trust(&self) -> Trust<'_> {
-        Trust { pinned: &self.pinned, threshold: self.threshold }
+        Trust { pinned: self.pinned.certs(), threshold: self.pinned.threshold() }
     }
 
     async fn store(&self, target: &Target, access: Access) -> anyhow::Result<Store> {
@@ -151,21 +148,13 @@ impl Opened {
 async fn publish(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::new());
     let target = &arguments.target;
-    let opened = Opened::new(target).await?;
+    let repository = arguments.image_repository.as_deref().map(str::parse::<Repository>);
+    let repository = repository.transpose().map_err(registry::Error::Repository)?;
+    let opened = Opened::new(target, repository.is_some()).await?;
     let work = arguments.work_dir.clone().unwrap_or_else(super::verify::default_work_dir);
-    let mut accept = Policy {
-        pinned: &opened.pinned,
-        threshold: opened.threshold,
-        now: SystemTime::now(),
-        installed: None,
-        development: if arguments.allow_development { Development::Accept } else { Development::Refuse },
-        rollback: if arguments.allow_rollback { Rollback::Accept } else { Rollback::Refuse },
-        skipped_version: if arguments.allow_skipping_versions {
-            SkippedVersion::Accept
-        } else {
-            SkippedVersion::Refuse
-        },
-    };
+    let mut accept = opened.pinned.policy();
+    accept.rollback = if arguments.allow_rollback { Rollback::Accept } else { Rollback::Refuse };
+    accept.skipped_version = skipping(arguments.allow_skipping_versions);
     progress.line(format_args!("verifying {}", arguments.release.display()));
     let release = PrivateRelease::open(&arguments.release, &accept, &work, gzip::default_threads())?;
     let manifest = release.manifest();
@@ -184,20 +173,34 @@ async fn publish(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     };
     if arguments.dry_run {
         let plan = publish::plan(&store, &request).await?;
-        return Ok(print(json, "dry run: nothing was written", &request, plan)?);
+        return Ok(print(json, "dry run: nothing was written", &request, plan, None)?);
     }
+    // Before anything is sent: a release without an image cannot be published with one.
+    let image = repository.as_ref().map(|_| super::push::image_of(manifest)).transpose()?;
     let mut published = publish::upload(&store, &request, &progress).await?;
+    let mut pushed = None;
+    if let (Some(connection), Some(repository), Some((image, _))) = (&opened.connection, &repository, image) {
+        let push = Push {
+            image: &release.path().join(image),
+            repository,
+            tag: &manifest.version.to_string(),
+            create_repository: arguments.create_repository,
+            mount_from: arguments.mount_from.as_deref(),
+            tags: &[],
+        };
+        pushed = Some(registry::push(connection, &push, &progress).await?);
+    }
     if request.promote {
         published.moved =
             publish::point(&store, &target.bucket, release.path(), manifest, current.as_ref(), &progress).await?;
     }
-    Ok(print(json, "published", &request, published)?)
+    Ok(print(json, "published", &request, published, pushed.as_ref())?)
 }
 
 async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow::Result<()> {
     let progress = Progress::new();
     let target = &arguments.target;
-    let opened = Opened::new(target).await?;
+    let opened = Opened::new(target, false).await?;
     let store = opened.store(target, Access::Write).await?;
     let current = publish::read_pointer(&store, &target.bucket, &arguments.channel, &opened.trust()).await?;
     let directory = tempfile::tempdir()?;
@@ -210,19 +213,10 @@ async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow:
         );
         return Err(Usage(why).into());
     }
-    let policy = Policy {
-        pinned: &opened.pinned,
-        threshold: opened.threshold,
-        now: SystemTime::now(),
-        installed: current.as_ref().map(|pointer| &pointer.manifest),
-        development: if arguments.allow_development { Development::Accept } else { Development::Refuse },
-        rollback,
-        skipped_version: if arguments.allow_skipping_versions || rollback == Rollback::Accept {
-            SkippedVersion::Accept
-        } else {
-            SkippedVersion::Refuse
-        },
-    };
+    let mut policy = opened.pinned.policy();
+    policy.installed = current.as_ref().map(|pointer| &pointer.manifest);
+    policy.rollback = rollback;
+    policy.skipped_version = skipping(arguments.allow_skipping_versions || rollback == Rollback::Accept);
     bundle_core::verify::check_upgrade(&manifest, &policy)?;
     let moved =
         publish::point(&store, &target.bucket, directory.path(), &manifest, current.as_ref(), &progress).await?;
@@ -246,7 +240,17 @@ async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow:
     Ok(())
 }
 
-fn print(json: bool, what: &str, request: &Request<'_>, published: Published) -> io::Result<()> {
+fn skipping(accept: bool) -> SkippedVersion {
+    if accept { SkippedVersion::Accept } else { SkippedVersion::Refuse }
+}
+
+fn print(
+    json: bool,
+    what: &str,
+    request: &Request<'_>,
+    published: Published,
+    image: Option<&Pushed>,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let manifest = request.release.manifest();
     let from = request.current.map(|pointer| pointer.manifest.version.to_string());
@@ -256,7 +260,7 @@ fn print(json: bool, what: &str, request: &Request<'_>, published: Published) ->
             "ok": true, "what": what, "bucket": request.bucket.to_string(), "product": manifest.product,
             "version": manifest.version, "sequence": manifest.sequence, "channel": manifest.channel,
             "promoted": request.promote, "previous": from, "objects_written": written, "objects_present": present,
-            "keys_moved": moved, "uploads_aborted": aborted,
+            "keys_moved": moved, "uploads_aborted": aborted, "image": image,
         });
         return writeln!(out, "{document}");
     }
@@ -264,6 +268,9 @@ fn print(json: bool, what: &str, request: &Request<'_>, published: Published) ->
     writeln!(out, "objects    {written} written, {present} there already")?;
     if aborted > 0 {
         writeln!(out, "aborted    {aborted} unfinished uploads")?;
+    }
+    if let Some(image) = image {
+        writeln!(out, "image      {}", image.reference)?;
     }
     if request.promote {
         let from = from.as_deref().unwrap_or("nothing");

@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// The archive, with its `_SHA256SUMS` and `_SHA256SUMS.sig` beside it, or the directory of an unpacked release.
     release: PathBuf,
     #[command(flatten)]
-    trust: policy::Arguments,
+    trust: policy::Trust,
     /// Where the image goes.
     #[arg(long, value_name = "HOST/NAME")]
     repository: String,
@@ -97,7 +97,7 @@ struct Private {
 }
 
 impl Private {
-    fn verified(release: &Path, trust: &policy::Arguments, work: &Path) -> anyhow::Result<Self> {
+    fn verified(release: &Path, trust: &policy::Trust, work: &Path) -> anyhow::Result<Self> {
         let pinned = trust.read()?;
         let policy = pinned.policy();
         let directory = tempfile::Builder::new().prefix("spacelift-bundle-").tempdir_in(work);
@@ -119,7 +119,7 @@ impl Private {
 }
 
 /// Path and digest of the image.
-fn image_of(manifest: &Manifest) -> Result<(String, String), Usage> {
+pub(crate) fn image_of(manifest: &Manifest) -> Result<(String, String), Usage> {
     let image = manifest.images.iter().find(|image| image.name == IMAGE);
     image.map(|image| (image.path.to_string(), image.digest.clone())).ok_or_else(|| {
         Usage(format!("{} {} has no image {IMAGE}: there is nothing to push", manifest.product, manifest.version))

@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// The archive, or the directory of an unpacked release.
     release: PathBuf,
     #[command(flatten)]
-    trust: policy::Arguments,
+    trust: policy::Trust,
     /// The sums file, if it is not beside the archive.
     #[arg(long, value_name = "FILE")]
     sums: Option<PathBuf>,

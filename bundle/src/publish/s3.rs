@@ -75,24 +75,14 @@ impl S3 {
 
     /// Whether the bucket is there, in this region, and open to these credentials.
     pub(crate) async fn check(&self) -> Result<(), Failure> {
-        let request = self.client.head_bucket().bucket(&self.bucket).set_expected_bucket_owner(self.owner.clone());
-        let Err(error) = request.send().await else { return Ok(()) };
-        let doing = format!("open s3://{}", self.bucket);
-        // The answer to a HEAD has no body, so the status is all there is.
-        match (status(&error), &self.owner) {
-            (Some(404), _) => {
-                let why = "there is no such bucket; deploy cloudformation/infra-s3.yaml or check the name";
-                Err(Failure::new(doing, Kind::Wrong, why))
-            }
-            (Some(403), Some(owner)) => {
-                let why = format!(
-                    "access is denied: the bucket does not belong to the account {owner}, or these credentials lack \
-                     s3:ListBucket"
-                );
-                Err(Failure::new(doing, Kind::Denied, why))
-            }
-            _ => Err(Failure::of(doing, "s3:ListBucket", &error)),
-        }
+        // Not a HEAD: the answer to one has no body, and so does not say why.
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
+        let Err(error) = request.set_expected_bucket_owner(self.owner.clone()).send().await else { return Ok(()) };
+        let doing = match &self.owner {
+            Some(owner) => format!("open s3://{} as a bucket of the account {owner}", self.bucket),
+            None => format!("open s3://{}", self.bucket),
+        };
+        Err(Failure::of(doing, "s3:ListBucket", &error))
     }
 
     /// Writes the object unless there is one of this key.
@@ -392,7 +382,7 @@ impl S3 {
         let mut hasher = sha2::Sha256::new();
         while let Some(chunk) = body.next().await {
             check_interrupt(&doing)?;
-            let chunk = chunk.map_err(|error| Failure::new(&doing, Kind::Unreachable, error.to_string()))?;
+            let chunk = chunk.map_err(|error| Failure::of_error(&doing, &error))?;
             hasher.update(&chunk);
         }
         Ok(Digest::from_bytes(hasher.finalize().into()))
@@ -404,7 +394,7 @@ impl S3 {
         let Some(mut body) = self.get(key, &doing).await? else { return Ok(None) };
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| Failure::new(&doing, Kind::Unreachable, error.to_string()))?;
+            let chunk = chunk.map_err(|error| Failure::of_error(&doing, &error))?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(Failure::new(doing, Kind::Wrong, format!("it has more than {limit} bytes")));

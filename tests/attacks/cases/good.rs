@@ -127,6 +127,16 @@ pub(crate) fn cases(material: &Material) -> anyhow::Result<Vec<Made>> {
         .accepted(&["verified"]),
     );
 
+    let mut add = |name, description, release: Release| -> anyhow::Result<()> {
+        cases.push(Made::archive(material, name, description, &release.package(vendor)?)?.accepted(&["verified"]));
+        Ok(())
+    };
+    add("good-next-version", "The version after the one that most cases are about.", binaries_of("v1.2.4", 8))?;
+    add(
+        "good-rebuilt",
+        "Another build of the same version, which may not take the place of the first one.",
+        binaries().file("config.json", "{\"rebuilt\": true}\n"),
+    )?;
     cases.extend(signers(material)?);
     cases.extend(contents(material)?);
     Ok(cases)
@@ -230,6 +240,29 @@ pub(super) fn binaries() -> Release {
         .file("bin/spacelift-bundle", Program::new(X86_64, "spacelift-bundle").file())
         .file("bin/spacelift-bundle-aarch64", Program::new(AARCH64, "spacelift-bundle").file())
         .manifest(|manifest| manifest.targets = vec!["aarch64".into(), "x86_64".into()])
+}
+
+/// As [`binaries`], of another version.
+fn binaries_of(version: &str, sequence: u64) -> Release {
+    let of = |machine, name| Program::new(machine, name).note(|note| note["version"] = version.into()).file();
+    let launcher = |machine| {
+        let launcher = Program::launcher_with(machine, &of(machine, "spacelift-worker"));
+        launcher
+            .note(|note| {
+                note["version"] = version.into();
+                note["worker"]["version"] = version.into();
+            })
+            .file()
+    };
+    Release::of_version(version)
+        .file("bin/spacelift-launcher", launcher(X86_64))
+        .file("bin/spacelift-launcher-aarch64", launcher(AARCH64))
+        .file("bin/spacelift-bundle", of(X86_64, "spacelift-bundle"))
+        .file("bin/spacelift-bundle-aarch64", of(AARCH64, "spacelift-bundle"))
+        .manifest(|manifest| {
+            manifest.sequence = sequence;
+            manifest.targets = vec!["aarch64".into(), "x86_64".into()];
+        })
 }
 
 /// A version 4 signature by public key algorithm 99, which nobody has.
