@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use integration_tests::aws_emulator::{ACCOUNT, Emulator};
 use integration_tests::registry::Registry;
-use integration_tests::run::{Finished, finish, succeed, tool};
+use integration_tests::release::Release;
+use integration_tests::run::{Finished, find, finish, succeed, tool};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -391,6 +392,62 @@ fn what_cannot_be_reached_is_said() {
     customer.aws.stop();
     let refused = customer.install(&release, &["--yes"]).expect(69);
     assert!(refused.says("which AWS account"), "{refused}");
+}
+
+/// Proxies of the configuration are used, and the password that is in their address is sent and never shown.
+#[test]
+fn a_proxy_of_the_configuration_is_used() {
+    let customer = Customer::new();
+    let release = customer.vendor.release(Offer::new("v1.0.0", 1));
+    let proxy = Refusal::start_with("407 Proxy Authentication Required", "");
+    let address = proxy.address().replace("http://", "http://user:hunter2@");
+    let config = customer.config(&json!({ "proxy_config": { "http_proxy": address } }));
+    let refused = finish(&mut customer.command("install", &release, &config, &["--yes"])).expect(77);
+    assert!(refused.says("the proxy asks for a password") && !refused.says("hunter2"), "{refused}");
+    // Hosts that it is not for are reached without it, and the environment goes before the file.
+    let config = customer.config(&json!({ "proxy_config": { "http_proxy": address, "no_proxy": "127.0.0.1" } }));
+    finish(&mut customer.command("install", &release, &config, &["--dry-run"])).expect(0);
+    let config = customer.config(&json!({ "proxy_config": { "http_proxy": address } }));
+    let mut of_environment = customer.command("install", &release, &config, &["--dry-run"]);
+    of_environment.env("HTTPS_PROXY", "http://127.0.0.1:9");
+    finish(&mut of_environment).expect(0);
+}
+
+/// The archive as it ships, through the scripts in it, with nothing else: no Docker, jq, openssl or AWS CLI on the `PATH`.
+#[test]
+fn the_archive_installs_itself_with_its_scripts() {
+    let registry = Registry::start();
+    let aws = Emulator::start_with_registry(&registry.address());
+    let under_test = Release::under_test();
+    let unpacked = under_test.unpack();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.json");
+    let text = json!({ "aws_region": "eu-west-1", "signers": [under_test.certificate] });
+    fs::write(&config, text.to_string()).unwrap();
+    let programs = directory.path().join("bin");
+    fs::create_dir(&programs).unwrap();
+    for name in ["sh", "dirname", "uname"] {
+        std::os::unix::fs::symlink(find(name), programs.join(name)).unwrap();
+    }
+    let script = |name: &str, arguments: &[&str]| {
+        let mut script = Command::new(unpacked.root.join(name));
+        script.arg("-c").arg(&config).arg("--allow-http").args(arguments);
+        aws.configure(&mut script);
+        finish(script.env("PATH", &programs).current_dir(&unpacked.root))
+    };
+    let refused = script("install.sh", &["--yes"]).expect(19);
+    assert!(refused.says("--allow-development"), "{refused}");
+    for _ in 0..2 {
+        let installed = script("install.sh", &["--yes", "--allow-development"]).expect(0);
+        assert!(installed.says("Installation info:") && installed.says(BUCKET), "{installed}");
+    }
+    let kept = script("uninstall.sh", &["-f"]).expect(0);
+    assert!(kept.says(&format!("left     bucket {BUCKET}")), "{kept}");
+    let gone = script("uninstall.sh", &["-f", "-n"]).expect(0);
+    assert!(gone.says(&format!("deleted  bucket {BUCKET}")) && !gone.says("left "), "{gone}");
+    for name in ["install.sh", "uninstall.sh"] {
+        assert!(succeed(Command::new(unpacked.root.join(name)).arg("-h")).contains("--config"));
+    }
 }
 
 /// The emulator has one account in every bucket's place: the other owner is made by credentials of another account.

@@ -8,8 +8,9 @@
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bundle_core::interrupt;
@@ -46,6 +47,13 @@ const ECR_TEMPLATE: &str = "cloudformation/infra-ecr.yaml";
 const POOL_TEMPLATE: &str = "cloudformation/workerpool.yaml";
 /// The launcher's image in the release.
 const LAUNCHER_IMAGE: &str = "spacelift-launcher";
+/// Parameters of the templates that the configuration decides about.
+const BUCKET_PARAMETER: &str = "BucketName";
+const DAYS_PARAMETER: &str = "NoncurrentVersionExpirationDays";
+const REPOSITORY_PARAMETER: &str = "RepositoryName";
+const DECIDED: [&str; 3] = [BUCKET_PARAMETER, DAYS_PARAMETER, REPOSITORY_PARAMETER];
+/// How often a signal is looked for while someone thinks about the answer.
+const TICK: Duration = Duration::from_millis(100);
 /// Limit of a template that is sent with the request.
 const MAX_TEMPLATE: usize = 51_200;
 
@@ -185,10 +193,20 @@ pub(crate) fn ask(question: &str, accepted: &[&str], flag: &str) -> anyhow::Resu
     let mut out = io::stderr().lock();
     write!(out, "\n{question} ").and_then(|()| out.flush())?;
     drop(out);
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    interrupt::check()?;
-    read?;
+    // In a thread of its own: while it waits for a line, it does not hear signals.
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut answer = String::new();
+        // Nobody waits any more if this cannot be sent.
+        let _ = sender.send(io::stdin().lock().read_line(&mut answer).map(|_| answer));
+    });
+    let answer = loop {
+        match receiver.recv_timeout(TICK) {
+            Ok(answer) => break answer?,
+            Err(mpsc::RecvTimeoutError::Timeout) => interrupt::check()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break String::new(),
+        }
+    };
     if !accepted.contains(&answer.trim()) {
         return Err(Usage("not confirmed; nothing was changed".into()).into());
     }
@@ -293,14 +311,14 @@ impl Installer<'_> {
     ) -> anyhow::Result<Installation> {
         let mut s3_parameters = Vec::new();
         if plan.bucket != plan.account.default_bucket() {
-            s3_parameters.push(("BucketName".to_owned(), plan.bucket.clone()));
+            s3_parameters.push((BUCKET_PARAMETER.to_owned(), plan.bucket.clone()));
         }
         if let Some(days) = self.config.noncurrent_days {
-            s3_parameters.push(("NoncurrentVersionExpirationDays".to_owned(), days.to_string()));
+            s3_parameters.push((DAYS_PARAMETER.to_owned(), days.to_string()));
         }
         let mut ecr_parameters = Vec::new();
         if plan.repository != config::REPOSITORY {
-            ecr_parameters.push(("RepositoryName".to_owned(), plan.repository.clone()));
+            ecr_parameters.push((REPOSITORY_PARAMETER.to_owned(), plan.repository.clone()));
         }
         let s3 = self.stack(stacks, &plan.s3, &self.parts.s3_template, &s3_parameters, done).await?;
         let ecr = self.stack(stacks, &plan.ecr, &self.parts.ecr_template, &ecr_parameters, done).await?;
@@ -319,7 +337,7 @@ impl Installer<'_> {
         parameters: &[(String, String)],
         done: &mut Vec<String>,
     ) -> Result<Applied, stack::Error> {
-        let wanted = Wanted { name: &planned.name, template, parameters, tags: &self.config.tags };
+        let wanted = Wanted { name: &planned.name, template, parameters, decided: &DECIDED, tags: &self.config.tags };
         if !planned.imports.is_empty() {
             stacks.import(&wanted, &planned.imports).await?;
             done.push(format!("the stack {} was made of what existed", planned.name));

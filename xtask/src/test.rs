@@ -29,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 18] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -52,6 +52,9 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("strace", "strace"),
     // What packing is compared with.
     ("pigz", "pigz"),
+    // The scripts of a release, and a terminal for what asks before it begins.
+    ("shellcheck", "shellcheck"),
+    ("script", "bsdutils"),
     ("git", "git"),
 ];
 

@@ -189,6 +189,10 @@ async fn planned(
     let found = stacks.find(name).await?;
     match found.as_ref().map(|stack| (stack, stack.state())) {
         Some((found, State::Stuck)) => return Err(stack::stuck(name, found, &connection.region)),
+        Some((stack, State::Busy)) if stack.status == "DELETE_IN_PROGRESS" => {
+            let why = "it is being deleted; run the same command again when that is done";
+            return Err(Failure::new(format!("use the stack {name}"), Kind::Busy, why));
+        }
         Some((stack, State::Busy)) => {
             notes.push(format!("the stack {name} is {}; the installation waits for it first", stack.status));
         }

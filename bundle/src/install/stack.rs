@@ -59,6 +59,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) template: &'a str,
     /// Values of the template's parameters.
     pub(crate) parameters: &'a [(String, String)],
+    /// Parameters that the configuration decides about: without a value they get the template's default. All others keep
+    /// the value that someone gave them.
+    pub(crate) decided: &'a [&'a str],
     /// Tags of the stack, which CloudFormation gives to everything in it.
     pub(crate) tags: &'a [(String, String)],
 }
@@ -280,11 +283,19 @@ impl<'a> Stacks<'a> {
     /// See [`Error`].
     pub(crate) async fn apply(&self, wanted: &Wanted<'_>) -> Result<Applied, Error> {
         let found = self.settle(wanted.name).await?;
+        let mut parameters = wanted.parameters.to_vec();
         let (kind, applied, known) = match found {
-            Some(stack) => (ChangeSetType::Update, Applied::Updated, self.event_ids(&stack.id).await?),
+            Some(stack) => {
+                for (name, value) in kept(wanted, &stack.parameters) {
+                    self.progress.line(format!("stack {}: parameter {name} keeps its value {value}", wanted.name));
+                    parameters.push((name, value));
+                }
+                (ChangeSetType::Update, Applied::Updated, self.event_ids(&stack.id).await?)
+            }
             None => (ChangeSetType::Create, Applied::Created, HashSet::new()),
         };
-        match self.change(wanted, kind, &[]).await? {
+        let wanted = Wanted { parameters: &parameters, ..wanted.clone() };
+        match self.change(&wanted, kind, &[]).await? {
             Some((id, change_set)) => {
                 self.execute(wanted.name, &id, &change_set, known).await?;
                 Ok(applied)
@@ -563,6 +574,22 @@ fn described(stack: &aws_sdk_cloudformation::types::Stack) -> Stack {
     }
 }
 
+/// Parameters that someone else gave a value to, such as a key: an update that leaves them out would take it away.
+fn kept(wanted: &Wanted<'_>, current: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let document: serde_yaml::Value = serde_yaml::from_str(wanted.template).unwrap_or_default();
+    let declared = |name: &str| document.get("Parameters")?.get(name);
+    let default = |name: &str| match declared(name)?.get("Default")? {
+        serde_yaml::Value::String(text) => Some(text.clone()),
+        serde_yaml::Value::Number(number) => Some(number.to_string()),
+        serde_yaml::Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    };
+    let is_kept = |(name, value): &(&String, &String)| {
+        declared(name).is_some() && !wanted.decided.contains(&name.as_str()) && default(name).as_ref() != Some(*value)
+    };
+    current.iter().filter(is_kept).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 /// The template with only what is imported: an import can neither make other resources nor outputs. They come with the
 /// update that follows.
 fn reduced(template: &str, imports: &[Import]) -> Result<String, String> {
@@ -647,7 +674,7 @@ mod tests {
 
     use aws_sdk_cloudformation::types::{ResourceStatus, StackEvent};
 
-    use super::{Import, Stack, State, advice, first_failure, reduced};
+    use super::{Import, Stack, State, Wanted, advice, first_failure, kept, reduced};
 
     fn event(resource: &str, kind: &str, status: &str, reason: &str) -> StackEvent {
         StackEvent::builder()
@@ -682,6 +709,15 @@ mod tests {
         assert!(text.contains("!Sub") && text.contains("${Name}-x") && text.contains("Parameters"), "{text}");
         assert!(!text.contains("Policy") && !text.contains("Outputs"), "{text}");
         assert!(reduced(template, &[import("Other")]).is_err());
+    }
+
+    #[test]
+    fn values_that_someone_else_gave_are_kept() {
+        let template = "Parameters:\n  Name:\n    Default: \"\"\n  Key:\n    Default: \"\"\n  Days:\n    Default: 14\n";
+        let wanted = Wanted { name: "s", template, parameters: &[], decided: &["Name"], tags: &[] };
+        let current = [("Name", "x"), ("Key", "arn:key"), ("Days", "14"), ("Gone", "y")];
+        let current = current.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        assert_eq!(kept(&wanted, &current), [("Key".to_owned(), "arn:key".to_owned())]);
     }
 
     #[test]
