@@ -2,14 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use lexopt::Parser;
 
-use crate::build::TOOL;
-use crate::progress::Progress;
-use crate::workspace::Workspace;
+use crate::release_tool;
 
 const HELP: &str = "\
 Makes an OpenPGP key for signing releases, or adds a signing subkey to one.
@@ -34,19 +31,11 @@ Builds `spacelift-bundle` and runs its `keygen` with these flags:
 The passphrase is asked for twice unless a flag says where it is.
 ";
 
-/// Builds the release tool for this machine and passes the flags on. Keys are made rarely and by hand, so the build that
-/// tests use does: it needs no other toolchain than the one that runs.
+/// Builds the release tool for this machine and passes the flags on.
 pub(crate) fn run(mut flags: Parser) -> Result<()> {
     let flags: Vec<OsString> = flags.raw_args()?.collect();
     if flags.iter().any(|flag| flag == "--help" || flag == "-h") {
         return Ok(io::stdout().write_all(HELP.as_bytes())?);
     }
-    let workspace = Workspace::find()?;
-    let mut progress = Progress::new(1);
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace.root()).args(["build", "--locked", "--package", TOOL, "--bin", TOOL]);
-    cargo.arg("--target-dir").arg(workspace.root().join("target"));
-    progress.step(&format!("build {TOOL}"), |progress| progress.run(&mut cargo))?;
-    let tool = workspace.root().join("target/debug").join(TOOL);
-    progress.run_visibly(Command::new(&tool).arg("keygen").args(flags)).context("no key was made")
+    release_tool::run("keygen", &flags).context("no key was made")
 }

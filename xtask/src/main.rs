@@ -14,6 +14,7 @@ mod bench;
 mod ci;
 mod dist;
 mod keygen;
+mod publish;
 mod reproduce;
 mod test;
 
@@ -24,6 +25,7 @@ mod failure;
 mod git;
 mod json;
 mod progress;
+mod release_tool;
 mod target;
 mod toolchain;
 mod tools;
@@ -38,6 +40,7 @@ Usage: cargo xtask COMMAND [flags]
 
   dist        Build, sign, pack and verify a release
   keygen      Make an OpenPGP key for signing releases, or add a subkey to one
+  publish     Upload a release to a downloads bucket, and its image to a registry
   reproduce   Build a release again from its commit and compare
   test        Run all tests against a freshly built release
   bench       Measure packing and verifying, side by side with the usual tools
@@ -64,6 +67,7 @@ fn run() -> Result<()> {
     match command.as_str() {
         "dist" => dist::run(arguments),
         "keygen" => keygen::run(arguments),
+        "publish" => publish::run(arguments),
         "reproduce" => reproduce::run(arguments),
         "test" => test::run(arguments),
         "bench" => bench::run(arguments),
