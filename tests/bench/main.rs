@@ -12,6 +12,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use integration_tests::ecr;
+use integration_tests::registry::Registry;
+use integration_tests::release::noise;
+use integration_tests::s3_store::{BUCKET, S3Store};
 
 /// Pairs of runs that count, after one that does not.
 const RUNS: usize = 5;
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, program] = arguments.as_slice() else {
-        bail!("expected: pack|verify PATH-OF-spacelift-bundle; `cargo xtask bench` calls this");
+        bail!("expected: pack|verify|publish|push PATH-OF-spacelift-bundle; `cargo xtask bench` calls this");
     };
     let program = fs::canonicalize(program).with_context(|| format!("{program} is not there"))?;
     for tool in ["tar", "gzip", "pigz", "sha256sum"] {
@@ -45,7 +49,9 @@ fn run() -> anyhow::Result<()> {
     match what.as_str() {
         "pack" => pack(&program, directory.path()),
         "verify" => verify(&program, directory.path()),
-        other => bail!("there is no benchmark {other:?}; there are pack and verify"),
+        "publish" => publish(&program, directory.path()),
+        "push" => push(&program, directory.path()),
+        other => bail!("there is no benchmark {other:?}; there are pack, verify, publish and push"),
     }
 }
 
@@ -164,6 +170,121 @@ fn verify(program: &Path, directory: &Path) -> anyhow::Result<()> {
     say(&format!("  peak memory of a full verification: {:.1} MiB (goal 64 MiB: {verdict})", peak as f64 / 1024.0))
 }
 
+/// A signed release of what is in `stage`, with a certificate to verify it.
+fn sign(program: &Path, stage: &Path, directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let (out, keys) = (directory.join("out"), directory.join("keys"));
+    let mut keygen = Command::new(program);
+    keygen.args(["keygen", "--no-passphrase", "--user-id", "Bench <bench@example.com>", "--output"]).arg(&keys);
+    let mut pack = Command::new(program);
+    fs::write(
+        directory.join("release.yaml"),
+        "product: bench\nchannel: stable\nsequence: 1\nsource: https://example.com/bench\n",
+    )?;
+    pack.args(["pack", "--version", "v1.0.0", "--commit", COMMIT, "--source-date", "1700000000", "--stage"]);
+    pack.arg(stage).arg("--config").arg(directory.join("release.yaml")).arg("--output-dir").arg(&out);
+    let mut sign = Command::new(program);
+    sign.arg("sign").arg(out.join("bench-v1.0.0.unsigned.tar.gz"));
+    sign.arg("--key").arg(keys.join("release-key.signing.asc"));
+    for command in [&mut keygen, &mut pack, &mut sign] {
+        let status = command.stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "{command:?} failed");
+    }
+    Ok((out.join("bench-v1.0.0.tar.gz"), keys.join("release-key.cert.asc")))
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Uploads to the same S3 store, each time to keys that are not there yet.
+fn publish(program: &Path, directory: &Path) -> anyhow::Result<()> {
+    let stage = directory.join("stage");
+    fs::create_dir_all(stage.join("payload"))?;
+    let file = stage.join("payload/large.bin");
+    fs::write(&file, noise(SIZE))?;
+    let (archive, certificate) = sign(program, &stage, directory)?;
+    // From a directory, so that the release is sent and not its archive as well: both send 200 MB.
+    let release = directory.join("release");
+    let mut unpack = Command::new(program);
+    unpack.arg("verify").arg(archive).arg("--cert").arg(&certificate).arg("--unpack").arg(&release);
+    ensure!(unpack.stdout(Stdio::null()).status()?.success(), "unpacking failed");
+    let server = std::env::current_exe()?.with_file_name("strict-s3");
+    let store = S3Store::start(&server.to_string_lossy());
+    let number = std::cell::Cell::new(0);
+    let ours = || {
+        number.set(number.get() + 1);
+        let mut command = Command::new(program);
+        command.arg("publish").arg(&release).arg("--cert").arg(&certificate).args(["--allow-http", "--bucket"]);
+        command.arg(format!("s3://{BUCKET}/ours-{}", number.get())).stderr(Stdio::null());
+        S3Store::configure(&mut command, &store.endpoint());
+        Ok(vec![command])
+    };
+    let theirs = || {
+        number.set(number.get() + 1);
+        let mut command = Command::new("/usr/bin/aws");
+        S3Store::configure(&mut command, &store.endpoint());
+        command.args(["--endpoint-url", &store.endpoint(), "s3", "cp", "--only-show-errors"]).arg(&file);
+        command.arg(format!("s3://{BUCKET}/theirs-{}/large.bin", number.get()));
+        Ok(vec![command])
+    };
+    heading("upload 200 MB: verified, sent, read back; against the AWS CLI, which sends");
+    let result = race(&ours, &theirs)?;
+    row("aws s3 cp", &result, Goal::ShareOfWall(0.7))?;
+    cpu_row(&result, 0.4)?;
+    let peak = peak_memory(ours()?[0].stderr(Stdio::null()))?;
+    let verdict = if peak <= 128 * 1024 { "met" } else { "MISSED" };
+    say(&format!("  peak memory: {:.1} MiB (goal 128 MiB: {verdict})", peak as f64 / 1024.0))
+}
+
+/// Pushes an image with layers of 200 MB to a registry on loopback.
+fn push(program: &Path, directory: &Path) -> anyhow::Result<()> {
+    let stage = directory.join("stage");
+    fs::create_dir_all(stage.join("container-images"))?;
+    let image = stage.join("container-images/spacelift-launcher.tar");
+    ecr::image(&image, "v1.0.0", COMMIT, &noise(SIZE / 2));
+    let (archive, certificate) = sign(program, &stage, directory)?;
+    let release = directory.join("release");
+    let mut unpack = Command::new(program);
+    unpack.arg("verify").arg(archive).arg("--cert").arg(&certificate).arg("--unpack").arg(&release);
+    ensure!(unpack.stdout(Stdio::null()).status()?.success(), "unpacking failed");
+    let registry = Registry::start();
+    let number = std::cell::Cell::new(0);
+    let push = |repository: String| {
+        let mut command = Command::new(program);
+        command.arg("push").arg(&release).arg("--cert").arg(&certificate).arg("--allow-http").arg("--repository");
+        command.arg(repository).stderr(Stdio::null());
+        S3Store::configure(&mut command, "https://127.0.0.1:1");
+        command
+    };
+    let ours = || {
+        number.set(number.get() + 1);
+        Ok(vec![push(format!("{}/ours-{}", registry.address(), number.get()))])
+    };
+    let theirs = || {
+        number.set(number.get() + 1);
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--quiet", "--all", "--dest-tls-verify=false"]);
+        command.arg(format!("oci-archive:{}", image.display()));
+        command.arg(format!("docker://{}/theirs-{}:v1.0.0", registry.address(), number.get()));
+        Ok(vec![command])
+    };
+    heading("push an image of two architectures, 200 MB: verified and sent; against skopeo, which sends");
+    let result = race(&ours, &theirs)?;
+    row("skopeo copy", &result, Goal::ShareOfWall(0.7))?;
+    cpu_row(&result, 1.0)?;
+    let again = || Ok(vec![push(format!("{}/ours-1", registry.address()))]);
+    let result = race(&again, &theirs)?;
+    say(&format!("  a second push: {:.3} s, with verifying 200 MB", result.ours.as_secs_f64()))
+}
+
+fn cpu_row(race: &Race, goal: f64) -> anyhow::Result<()> {
+    let share = race.our_cpu.as_secs_f64() / race.their_cpu.as_secs_f64();
+    say(&format!(
+        "  processor time: ours {:.2} s, theirs {:.2} s, {share:.2} of it; goal {goal}: {}",
+        race.our_cpu.as_secs_f64(),
+        race.their_cpu.as_secs_f64(),
+        if share <= goal { "met" } else { "MISSED" }
+    ))
+}
+
 fn pack_command(program: &Path, stage: &Path, config: &Path, out: &Path) -> anyhow::Result<Command> {
     fs::write(config, "product: bench\nchannel: stable\nsequence: 1\nsource: https://example.com/bench\n")?;
     let mut command = Command::new(program);
@@ -193,14 +314,22 @@ struct Race {
     theirs: Duration,
     /// Theirs divided by ours, pair by pair: minimum, median, maximum.
     ratio: [f64; 3],
+    our_cpu: Duration,
+    their_cpu: Duration,
 }
 
 type Commands<'a> = &'a dyn Fn() -> anyhow::Result<Vec<Command>>;
 
 fn race(ours: Commands<'_>, theirs: Commands<'_>) -> anyhow::Result<Race> {
     let mut pairs = Vec::new();
+    let mut cpus = (Duration::ZERO, Duration::ZERO);
     for run in 0..=RUNS {
-        let pair = (timed(ours)?, timed(theirs)?);
+        let before = cpu()?;
+        let our_time = timed(ours)?;
+        let between = cpu()?;
+        let pair = (our_time, timed(theirs)?);
+        let after = cpu()?;
+        cpus = (cpus.0 + (between - before), cpus.1 + (after - between));
         if run > 0 {
             pairs.push(pair);
         }
@@ -215,7 +344,18 @@ fn race(ours: Commands<'_>, theirs: Commands<'_>) -> anyhow::Result<Race> {
         ours: median(pairs.iter().map(|pair| pair.0).collect()),
         theirs: median(pairs.iter().map(|pair| pair.1).collect()),
         ratio: [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]],
+        our_cpu: cpus.0 / (RUNS as u32 + 1),
+        their_cpu: cpus.1 / (RUNS as u32 + 1),
     })
+}
+
+/// Processor time of all programs that were waited for so far.
+fn cpu() -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // The second field is the program's name in parentheses; the children's times are the 16th and 17th.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat")?;
+    let ticks: u64 = fields.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn timed(commands: Commands<'_>) -> anyhow::Result<Duration> {

@@ -16,7 +16,7 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 Measures the program that ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench pack|verify [flags]
+Usage: cargo xtask bench pack|verify|publish|push [flags]
 
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
@@ -28,7 +28,17 @@ Inputs are generated in /var/tmp. Measure on an idle machine.
 const PACKAGE: &str = "integration-tests";
 const PROGRAM: &str = "bench-release";
 /// What it compares with.
-const PROGRAMS: [(&str, &str); 4] = [("tar", "tar"), ("gzip", "gzip"), ("pigz", "pigz"), ("sha256sum", "coreutils")];
+const PROGRAMS: [(&str, &str); 7] = [
+    ("tar", "tar"),
+    ("gzip", "gzip"),
+    ("pigz", "pigz"),
+    ("sha256sum", "coreutils"),
+    ("/usr/bin/aws", "awscli"),
+    ("skopeo", "skopeo"),
+    ("docker-registry", "docker-registry"),
+];
+/// The S3 store that both uploads go to.
+const STORE: &str = "strict-s3";
 
 /// The command.
 pub(crate) fn run(mut flags: Parser) -> Result<()> {
@@ -42,11 +52,13 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
     }
     let what = match what.as_deref() {
-        Some(what @ ("pack" | "verify")) => what,
+        Some(what @ ("pack" | "verify" | "publish" | "push")) => what,
         Some(other) => {
-            return Err(Failure::usage(format!("there is no benchmark \"{other}\"; there are pack and verify")));
+            return Err(Failure::usage(format!(
+                "there is no benchmark \"{other}\"; there are pack, verify, publish and push"
+            )));
         }
-        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify")),
+        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify|publish|push")),
     };
     let workspace = Workspace::find()?;
     let installing = Installing::decide(no_install);
@@ -60,6 +72,9 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
         cargo.args(["--package", PACKAGE, "--bin", PROGRAM]);
+        if subcommand == "build" {
+            cargo.args(["--bin", STORE]);
+        }
         cargo
     };
     progress.step("build what measures", |progress| progress.run(&mut cargo("build")))?;
