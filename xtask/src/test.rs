@@ -40,7 +40,7 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("dockerd", "docker.io"),
     ("containerd", "docker.io"),
     ("docker-registry", "docker-registry"),
-    // Reads the certificates that the image trusts.
+    // Reads the certificates that the image trusts, and makes those of servers that tests start.
     ("openssl", "openssl"),
     // A container without a C library, and the other processor.
     ("busybox", "busybox-static"),
