@@ -443,3 +443,55 @@ async fn look_up(client: &Client, reference: &str) -> Result<Option<String>, Fai
         _ => Err(client.refused(&doing, &answer)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write as _;
+
+    use bundle_core::image::{Architecture, LauncherImage};
+
+    use super::*;
+
+    /// The file may have been exchanged as a whole since it was verified. That is noticed before anything is asked of
+    /// anyone: nothing listens where this push would go.
+    #[test]
+    fn another_image_than_the_signed_one_is_refused() {
+        let mut launcher = b"\x7fELF\x02\x01\x01".to_vec();
+        launcher.resize(64, 0);
+        (launcher[16], launcher[18]) = (2, 62);
+        let built = LauncherImage {
+            version: &"v1.2.3".parse().unwrap(),
+            commit: &bundle_core::source::Commit::Known("0123456789abcdef0123456789abcdef01234567".to_owned()),
+            source: &"https://example.com/product".parse().unwrap(),
+            date: "1700000000".parse().unwrap(),
+            launchers: BTreeMap::from([(Architecture::X86_64, launcher)]),
+        };
+        let built = built.build().unwrap();
+        let mut image = tempfile::NamedTempFile::new().unwrap();
+        image.write_all(&built.tar).unwrap();
+        let repository: Repository = "127.0.0.1:1/a".parse().unwrap();
+        let refused = |digest: &str| {
+            let push = Push {
+                image: image.path(),
+                digest,
+                repository: &repository,
+                tag: "v1.2.3",
+                create_repository: true,
+                mount_from: None,
+                tags: &[],
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let options = aws::Options { region: Some("eu-west-1".into()), ..aws::Options::default() };
+                let connection = aws::Connection::open(&options).await.unwrap();
+                super::push(&connection, &push, &Progress::new()).await.unwrap_err()
+            })
+        };
+        let other = format!("sha256:{}", "0".repeat(64));
+        let error = refused(&other);
+        assert!(matches!(&error, Error::Changed { digest, .. } if *digest == other), "{error}");
+        // The right one gets further: only ECR makes repositories.
+        assert!(matches!(refused(&built.summary.digest.to_string()), Error::NotEcr { .. }));
+    }
+}

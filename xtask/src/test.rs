@@ -41,7 +41,7 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("dockerd", "docker.io"),
     ("containerd", "docker.io"),
     ("docker-registry", "docker-registry"),
-    // Reads the certificates that the image trusts.
+    // Reads the certificates that the image trusts, and makes those of servers that tests start.
     ("openssl", "openssl"),
     // Runs the documented commands. Version 1, which may come first on the PATH, does not know all of their flags.
     ("/usr/bin/aws", "awscli"),
