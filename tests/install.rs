@@ -52,6 +52,10 @@ impl Customer {
     fn command(&self, name: &str, release: &Path, config: &Path, arguments: &[&str]) -> Command {
         let mut command = bundle();
         command.arg(name).arg("--release").arg(release).arg("-c").arg(config).arg("--allow-http").args(arguments);
+        if name == "install" {
+            // What is killed cannot tidy up its private copy of the release.
+            command.arg("--work-dir").arg(self.directory.path());
+        }
         self.aws.configure(&mut command);
         command
     }
