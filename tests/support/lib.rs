@@ -14,3 +14,4 @@ pub mod registry;
 pub mod release;
 pub mod run;
 pub mod tree;
+pub mod worker_host;

@@ -29,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 18] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -45,6 +45,9 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("openssl", "openssl"),
     // Runs the documented commands. Version 1, which may come first on the PATH, does not know all of their flags.
     ("/usr/bin/aws", "awscli"),
+    // A worker host that boots, in a network of its own.
+    ("debootstrap", "debootstrap"),
+    ("ip", "iproute2"),
     // A container without a C library, and the other processor.
     ("busybox", "busybox-static"),
     ("qemu-aarch64-static", "qemu-user-static"),
