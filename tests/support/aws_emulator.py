@@ -474,7 +474,8 @@ def delete_role(original, name, resource, account, region):
 @around(launch_templates.LaunchTemplate, "create_version")
 def create_version(original, self, data, description):
     user_data = data.get("UserData") or ""
-    if len(base64.b64decode(user_data)) > USER_DATA_LIMIT:
+    encoded = user_data if isinstance(user_data, str) else user_data.as_bytes()
+    if len(base64.b64decode(encoded)) > USER_DATA_LIMIT:
         raise ValidationError(message="User data is limited to 16384 bytes")
     return original(self, data, description)
 

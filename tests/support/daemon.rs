@@ -50,6 +50,14 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Whether it has not ended by itself.
+    ///
+    /// # Panics
+    /// The operating system does not tell.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// What it printed so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -17,3 +17,4 @@ pub mod release;
 pub mod run;
 pub mod s3_store;
 pub mod tree;
+pub mod worker_host;

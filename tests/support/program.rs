@@ -19,6 +19,19 @@ pub fn bundle() -> &'static Path {
     })
 }
 
+/// `spacelift-launcher`, as [`bundle`]; the environment variable is `SPACELIFT_LAUNCHER`.
+///
+/// # Panics
+/// It cannot be built, or the variable names nothing.
+pub fn launcher() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| match std::env::var_os("SPACELIFT_LAUNCHER") {
+        Some(path) => std::fs::canonicalize(&path)
+            .unwrap_or_else(|error| panic!("SPACELIFT_LAUNCHER={}: {error}", path.display())),
+        None => build("spacelift-launcher"),
+    })
+}
+
 /// `cargo xtask` as a program, built here, once.
 ///
 /// # Panics

@@ -1,6 +1,9 @@
 //! The downloads bucket and the repository.
 
-use super::{ACCOUNT, Emulator, Value, finish, python_tool, succeed, workspace};
+use integration_tests::aws_emulator::{ACCOUNT, Emulator, python_tool};
+use integration_tests::release::workspace;
+use integration_tests::run::{finish, succeed};
+use serde_json::Value;
 
 /// As documented, but for the stack and the template.
 fn deploy(emulator: &Emulator, stack: &str, template: &str, more: &str) -> integration_tests::run::Finished {

@@ -139,6 +139,9 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     test::run(Parser::from_args(flags.iter().map(OsString::from)))
 }
 
+/// Its user data is a script, too.
+const WORKER_TEMPLATE: &str = "cloudformation/workerpool.yaml";
+
 struct Ci {
     workspace: Workspace,
     installing: Installing,
@@ -156,10 +159,14 @@ impl Ci {
         shell.change_dir(self.workspace.root());
         // What lies under tests/data was made to be refused, scripts included.
         let listed = cmd!(shell, "git ls-files -- .ci/run *.sh :!tests/data").quiet().read()?;
-        let scripts: Vec<&str> = listed.lines().filter(|script| self.workspace.root().join(script).exists()).collect();
-        if scripts.is_empty() {
-            return Ok(());
-        }
+        let mut scripts: Vec<PathBuf> = listed.lines().map(|script| self.workspace.root().join(script)).collect();
+        scripts.retain(|script| script.exists());
+        let template = self.workspace.root().join(WORKER_TEMPLATE);
+        let text = fs::read_to_string(&template).with_context(|| format!("cannot read {}", template.display()))?;
+        let user_data = self.workspace.root().join("target/user-data.sh");
+        let script = user_data_of(&text).with_context(|| format!("{} has no user data", template.display()))?;
+        fs::write(&user_data, script).with_context(|| format!("cannot write {}", user_data.display()))?;
+        scripts.push(user_data);
         debian::install(&debian::missing(&[("shellcheck", "shellcheck")]), self.installing, progress)?;
         progress.run(Command::new("shellcheck").current_dir(self.workspace.root()).args(scripts))?;
         Ok(())
@@ -270,6 +277,31 @@ impl Ci {
     }
 }
 
+/// The shell script in the template of worker pools: two literal blocks, the first with references to parameters, which are
+/// words here.
+fn user_data_of(template: &str) -> Option<String> {
+    let mut script = String::new();
+    for (start, has_references) in [("- Fn::Sub: |", true), ("- |", false)] {
+        let lines: Vec<&str> = template.lines().skip_while(|line| !line.trim().ends_with(start)).skip(1).collect();
+        let indent = lines.first().map(|line| line.len() - line.trim_start().len())?;
+        for line in lines {
+            match line.get(indent..) {
+                Some(rest) if line[..indent].trim().is_empty() => {
+                    script.push_str(&if has_references {
+                        rest.replace("${", "").replace('}', "")
+                    } else {
+                        rest.to_owned()
+                    });
+                }
+                _ if line.trim().is_empty() => {}
+                _ => break,
+            }
+            script.push('\n');
+        }
+    }
+    Some(script)
+}
+
 /// The banned packages in the output of `cargo tree`.
 fn broken_by(rule: &Rule, tree: &str) -> Vec<String> {
     let mut broken: Vec<String> = tree
@@ -289,7 +321,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{RULES, Rule, broken_by};
+    use super::{RULES, Rule, broken_by, user_data_of};
 
     const RULE: Rule = Rule { package: "worker", reason: "", banned: &["aws-*", "tokio"] };
 
@@ -303,6 +335,18 @@ mod tests {
     #[test]
     fn accepts_everything_else() {
         assert_eq!(broken_by(&RULE, "worker v0.1.0\nserde v1.0.0\n\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn finds_the_script_in_the_template() {
+        let template = "a:\n  - - Fn::Sub: |\n        #!/bin/bash\n        A='${B}'\n    # c\n    - |\n        if A\n\n          b\nd: 1\n";
+        assert_eq!(user_data_of(template).unwrap(), "#!/bin/bash\nA='B'\nif A\n\n  b\n");
+        assert_eq!(user_data_of("a: 1\n"), None);
+        let own = user_data_of(include_str!("../../cloudformation/workerpool.yaml")).unwrap();
+        assert!(
+            own.starts_with("#!/bin/bash\nBUCKET='BinariesBucket'\n") && own.trim_end().ends_with("finished=yes"),
+            "{own}"
+        );
     }
 
     #[test]

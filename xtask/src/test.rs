@@ -45,6 +45,9 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("openssl", "openssl"),
     // Runs the documented commands. Version 1, which may come first on the PATH, does not know all of their flags.
     ("/usr/bin/aws", "awscli"),
+    // A worker host that boots, in a network of its own.
+    ("debootstrap", "debootstrap"),
+    ("ip", "iproute2"),
     // A container without a C library, and the other processor.
     ("busybox", "busybox-static"),
     ("qemu-aarch64-static", "qemu-user-static"),
