@@ -29,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 20] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
