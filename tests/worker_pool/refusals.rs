@@ -105,7 +105,7 @@ fn signers_who_may_not_sign_any_more_or_are_too_few() {
         assert_refused(&boot("expird", &[expired.cert], 1, &signature), "EXPKEYSIG");
 
         let revoked = Signer::revoked("revoked", ReasonForRevocation::KeyCompromised);
-        assert_refused(&boot("revokd", &[revoked.cert.clone()], 1, &revoked.sign_now(sums)), "REVKEYSIG");
+        assert_refused(&boot("revokd", std::slice::from_ref(&revoked.cert), 1, &revoked.sign_now(sums)), "REVKEYSIG");
 
         let (one, two) = (Signer::good("one"), Signer::good("two"));
         let both = [one.cert.clone(), two.cert.clone()];
