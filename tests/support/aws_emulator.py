@@ -443,9 +443,15 @@ def update_bucket(original, original_resource, new_resource_name, cloudformation
     return set_bucket_properties(bucket, cloudformation_json, account_id, region_name)
 
 
+def put_inline_policies(role, properties):
+    for policy in properties.get("Policies", []):
+        role.put_policy(policy["PolicyName"], json.dumps(policy["PolicyDocument"], default=str))
+
+
 @around_class_method(Role, "create_from_cloudformation_json")
 def create_role(original, name, resource, account, region, **kwargs):
     role = original(name, resource, account, region, **kwargs)
+    put_inline_policies(role, resource["Properties"])
     for policy in resource["Properties"].get("ManagedPolicyArns", []):
         # It fails for a policy that does not exist, as the service does.
         iam_backends[account][get_partition(region)].attach_role_policy(policy, role.name)
@@ -457,8 +463,7 @@ def update_role(_original, original_resource, new_resource_name, cloudformation_
     properties = cloudformation_json["Properties"]
     for name in list(original_resource.policies):
         original_resource.delete_policy(name)
-    for policy in properties.get("Policies", []):
-        original_resource.put_policy(policy["PolicyName"], policy["PolicyDocument"])
+    put_inline_policies(original_resource, properties)
     original_resource.permissions_boundary_arn = properties.get("PermissionsBoundary", "")
     return original_resource
 

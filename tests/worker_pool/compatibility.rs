@@ -1,10 +1,10 @@
 //! Clients that were written for other releases find in the bucket what they look for.
 
 use integration_tests::run::{finish, succeed, tool};
-use integration_tests::tree;
+use integration_tests::{program, tree};
+use sequoia_openpgp::serialize::MarshalInto as _;
 
 use super::pool::{Account, BUCKET, LAUNCHER};
-use integration_tests::program;
 
 /// What user data for the hosted product does: download, take the first field of the sums, compare, run.
 const HOSTED: &str = r#"
@@ -23,10 +23,18 @@ chmod 755 spacelift-launcher
 
 #[test]
 fn user_data_of_the_hosted_product() {
-    use sequoia_openpgp::serialize::MarshalInto as _;
     let account = Account::new();
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("keyring.gpg"), account.vendor.cert.export_to_vec().unwrap()).unwrap();
+    // That product's bucket is open to everyone.
+    let open = |key: &str| {
+        let mut acl = account.emulator.aws();
+        acl.args(["s3api", "put-object-acl", "--acl", "public-read", "--bucket", BUCKET, "--key", key]);
+        succeed(&mut acl);
+    };
+    for suffix in ["", "_SHA256SUMS", "_SHA256SUMS.sig"] {
+        open(&format!("{LAUNCHER}{suffix}"));
+    }
     let base = format!("{}/{BUCKET}", account.emulator.endpoint());
     let mut script = tool("bash");
     script.args(["-c", HOSTED, "bash", &base]).current_dir(directory.path());
@@ -34,6 +42,7 @@ fn user_data_of_the_hosted_product() {
     let ran = finish(&mut script).expect(0);
     assert!(ran.says("spacelift-launcher v"), "{ran}");
     account.put_object(LAUNCHER, b"something else");
+    open(LAUNCHER);
     let refused = finish(&mut script);
     assert!(refused.code == Some(1) && refused.says("checksum mismatch"), "{refused}");
 }
