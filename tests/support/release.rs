@@ -164,6 +164,9 @@ impl Unpacked {
         for file in ["manifest.json", "manifest.json.sig", "version"] {
             fs::remove_file(stage.join(file)).unwrap();
         }
+        for architecture in ["x86_64", "aarch64"] {
+            fs::remove_file(stage.join(format!("spacelift-launcher-{architecture}_SHA256SUMS.sig"))).unwrap();
+        }
         // Packing put the signers into it.
         let template = "cloudformation/workerpool.yaml";
         fs::copy(workspace().join(template), stage.join(template)).unwrap();

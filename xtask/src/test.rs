@@ -97,7 +97,7 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         dist::run(Parser::from_args(flags))?;
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace.root()).args(["test", "--workspace", "--locked"]).args(passed_on);
+    cargo.current_dir(workspace.root()).args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(passed_on);
     // Errors capture backtraces then, as they do for users who ask for them: it must not crash a static binary.
     cargo.env("RUST_BACKTRACE", "1").env("SPACELIFT_DIST_DIR", workspace.dist());
     progress.run_visibly(&mut cargo)

@@ -382,7 +382,7 @@ mod tests {
             ("bin/spacelift-launcher", &launcher),
             ("container-images/spacelift-launcher.tar", &image),
             ("sbom/spacelift-launcher-x86_64.cdx.json", &sbom),
-            ("cloudformation/workerpool.yaml", template.as_bytes()),
+            ("cloudformation/pool.yaml", template.as_bytes()),
             ("install.sh", b"#!/bin/sh\n"),
         ];
         files.extend(more);
@@ -428,7 +428,7 @@ mod tests {
             changed,
             [
                 "bin/spacelift-launcher",
-                "cloudformation/workerpool.yaml",
+                "cloudformation/pool.yaml",
                 "container-images/spacelift-launcher.tar",
                 &key_path(&vendor),
                 "sbom/spacelift-launcher-x86_64.cdx.json",
@@ -448,7 +448,7 @@ mod tests {
         assert_eq!(version(&binary.new), ("v1.3.0".into(), "v1.3.0".into()));
 
         let [template] = difference.templates.as_slice() else { panic!("{:?}", difference.templates) };
-        assert_eq!(template.path, "cloudformation/workerpool.yaml");
+        assert_eq!(template.path, "cloudformation/pool.yaml");
         assert_eq!(template.parameters.changed[0].changes[0].path, "Default");
         assert!(template.resources.is_empty());
         let [dependency] = difference.dependencies.changed.as_slice() else { panic!("{:?}", difference.dependencies) };
@@ -510,7 +510,7 @@ mod tests {
     fn what_cannot_be_read_is_a_problem_and_not_a_change() {
         let broken: [(&str, &[u8]); 4] = [
             ("bin/spacelift-launcher", b"not a program"),
-            ("cloudformation/workerpool.yaml", b"Resources: ["),
+            ("cloudformation/pool.yaml", b"Resources: ["),
             ("sbom/spacelift-launcher-x86_64.cdx.json", b"{"),
             ("keys/x.asc", b"not a certificate"),
         ];
@@ -520,7 +520,7 @@ mod tests {
         let bad = bad.pack();
         let shown =
             |problems: &[Problem]| -> Vec<String> { problems.iter().map(|problem| problem.path.clone()).collect() };
-        let names = ["cloudformation/workerpool.yaml", "keys/x.asc", "sbom/spacelift-launcher-x86_64.cdx.json"];
+        let names = ["cloudformation/pool.yaml", "keys/x.asc", "sbom/spacelift-launcher-x86_64.cdx.json"];
         let difference = compared(&good, &bad);
         assert_eq!(shown(&difference.problems.new), names);
         assert_eq!(difference.problems.old, []);

@@ -308,7 +308,7 @@ mod tests {
             ("config.json", b"{}\n"),
             ("container-images/spacelift-launcher.tar", &launcher_image("v1.2.3")),
             ("install.sh", b"#!/bin/sh\n"),
-            ("cloudformation/workerpool.yaml", b"Resources: {}\n"),
+            ("cloudformation/pool.yaml", b"Resources: {}\n"),
         ];
         Example::new("v1.2.3", &files)
     }
@@ -494,12 +494,12 @@ mod tests {
             .unwrap();
         fs::create_dir(root.join("extra")).unwrap();
         fs::write(root.join("bin/extra"), "").unwrap();
-        fs::remove_file(root.join("cloudformation/workerpool.yaml")).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", root.join("cloudformation/workerpool.yaml")).unwrap();
+        fs::remove_file(root.join("cloudformation/pool.yaml")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", root.join("cloudformation/pool.yaml")).unwrap();
         let changed = problems(&inspect(&root, &[], now()).unwrap());
         let expected = [
             ("bin/spacelift-launcher", "mode: found 0600, expected 0755"),
-            ("cloudformation/workerpool.yaml", "cannot be read"),
+            ("cloudformation/pool.yaml", "cannot be read"),
             ("config.json", "size: found 17, expected 3"),
             ("install.sh", "cannot be read"),
             ("version", "contents"),
