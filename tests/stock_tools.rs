@@ -103,7 +103,8 @@ fn from_manifest(root: &Path) -> BTreeMap<String, Node> {
         let sha256 = file["sha256"].as_str().unwrap().to_owned();
         nodes.insert(path, Node::File { mode, size: file["size"].as_u64().unwrap(), sha256 });
     }
-    for name in ["manifest.json", "manifest.json.sig"] {
+    let launchers = ARCHITECTURES.map(|name| format!("spacelift-launcher-{name}_SHA256SUMS.sig"));
+    for name in ["manifest.json", "manifest.json.sig"].into_iter().chain(launchers.iter().map(String::as_str)) {
         let path = root.join(name);
         let size = fs::metadata(&path).unwrap().len();
         nodes.insert(name.to_owned(), Node::File { mode: 0o644, size, sha256: tree::sha256(&path) });

@@ -13,7 +13,17 @@ fi
 rm -rf -- "$root"
 # shellcheck source=/dev/null
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
-debootstrap --variant=minbase "$suite" "$root"
+for attempt in 1 2 3; do
+  if debootstrap --variant=minbase "$suite" "$root"; then
+    break
+  fi
+  # A mirror may be away for a moment. The second attempt begins anew.
+  if ((attempt == 3)); then
+    exit 1
+  fi
+  sleep $((attempt * 10))
+  rm -rf -- "$root"
+done
 # Only apt resolves all dependencies. No service is started in a root that is only being filled.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 0755 "$root/usr/sbin/policy-rc.d"

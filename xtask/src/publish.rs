@@ -13,8 +13,8 @@ Verifies a release and uploads it to a downloads bucket, and its image to a regi
 
 Usage: cargo xtask publish ARCHIVE --cert FILE --bucket URL [flags]
 
-Builds `spacelift-bundle` and runs its `publish` with these arguments. `spacelift-bundle publish --help` lists all flags;
-most used:
+Builds `spacelift-bundle` and runs its `publish` with these arguments. `spacelift-bundle publish --help` lists all of
+them; most used:
 
       --cert FILE                  A certificate that you trust
       --bucket URL                 s3://NAME[/PREFIX] or file:///DIRECTORY

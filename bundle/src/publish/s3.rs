@@ -348,8 +348,9 @@ impl S3 {
             if stored == ours {
                 return Ok(Ok(()));
             }
-            // Another part size gives another checksum of the same bytes: only the bytes themselves can tell.
-            if !stored.contains('-') {
+            // Another part size gives another checksum of the same bytes, and not every store marks the checksum of parts as
+            // such: then only the bytes themselves can tell.
+            if !stored.contains('-') && object.parts() == 1 {
                 return Ok(Err(format!("its SHA-256 there is {}, here {}", hex(stored), object.sha256)));
             }
         }
