@@ -155,6 +155,14 @@ impl Connection {
         let connector = SharedHttpConnector::new(connector(tls, proxy, Some(settings), config.sleep_impl()));
         Ok(Self { config, connector, region, allow_http: options.allow_http })
     }
+
+    /// A client for S3, or for what stands in its place.
+    pub(crate) fn s3(&self) -> aws_sdk_s3::Client {
+        // Emulators and most other stores know a bucket by path only; on AWS the SDK's choice is the right one.
+        let custom = self.config.endpoint_url().is_some();
+        let config = aws_sdk_s3::config::Builder::from(&self.config).force_path_style(custom).build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
 }
 
 /// # Errors

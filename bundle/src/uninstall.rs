@@ -180,7 +180,7 @@ async fn effects(
 
 /// Deletes every version of every object and every upload that was not finished, a batch at a time.
 async fn empty(connection: &Connection, bucket: &str, account: &Account, progress: &Progress) -> anyhow::Result<()> {
-    let client = account::s3(connection);
+    let client = connection.s3();
     let doing = format!("empty the bucket {bucket}");
     let mut count = 0_usize;
     loop {
@@ -246,8 +246,7 @@ async fn empty(connection: &Connection, bucket: &str, account: &Account, progres
 }
 
 async fn delete_bucket(connection: &Connection, bucket: &str, account: &Account) -> Result<(), Failure> {
-    let deleted =
-        account::s3(connection).delete_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
+    let deleted = connection.s3().delete_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
     match deleted {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some("NoSuchBucket") => Ok(()),

@@ -71,14 +71,6 @@ fn partition_of(region: &str) -> &'static str {
     }
 }
 
-/// The S3 client for a bucket of the account. An endpoint that is not AWS seldom has a name for every bucket.
-pub(crate) fn s3(connection: &Connection) -> aws_sdk_s3::Client {
-    let config = aws_sdk_s3::config::Builder::from(&connection.config)
-        .force_path_style(connection.config.endpoint_url().is_some())
-        .build();
-    aws_sdk_s3::Client::from_conf(config)
-}
-
 /// Whether the account has the bucket.
 ///
 /// # Errors
@@ -93,7 +85,7 @@ pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucke
         );
         Failure::new(doing.clone(), Kind::Wrong, why)
     };
-    let answer = s3(connection).head_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
+    let answer = connection.s3().head_bucket().bucket(bucket).expected_bucket_owner(&account.id).send().await;
     match answer {
         Ok(found) => match found.bucket_region() {
             Some(there) if there != region => Err(other_region(there)),
@@ -125,7 +117,7 @@ pub(crate) async fn has_bucket(connection: &Connection, account: &Account, bucke
 /// # Errors
 /// S3 refuses.
 pub(crate) async fn has_policy(connection: &Connection, bucket: &str) -> Result<bool, Failure> {
-    match s3(connection).get_bucket_policy().bucket(bucket).send().await {
+    match connection.s3().get_bucket_policy().bucket(bucket).send().await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some("NoSuchBucketPolicy") => Ok(false),
         Err(error) => Err(Failure::of(format!("read the policy of the bucket {bucket}"), "s3:GetBucketPolicy", &error)),

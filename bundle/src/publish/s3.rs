@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::Builder;
 use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
@@ -47,11 +46,8 @@ pub(crate) struct S3 {
 
 impl S3 {
     pub(crate) fn new(connection: &Connection, bucket: &str, prefix: &str, owner: Option<&str>) -> Self {
-        // Emulators and most other stores know the bucket by path only; on AWS the SDK's choice is the right one.
-        let custom = connection.config.endpoint_url().is_some();
-        let config = Builder::from(&connection.config).force_path_style(custom).build();
         Self {
-            client: Client::from_conf(config),
+            client: connection.s3(),
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
             owner: owner.map(str::to_owned),

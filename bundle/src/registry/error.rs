@@ -1,5 +1,6 @@
 //! What can go wrong between here and a registry, in words that say what to do.
 
+use crate::exit;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -224,12 +225,6 @@ pub(crate) enum Class {
 impl Error {
     /// The exit code for it.
     pub(crate) fn exit_code(&self) -> u8 {
-        const USAGE: u8 = 64;
-        const DATA: u8 = 65;
-        const NO_INPUT: u8 = 66;
-        const UNAVAILABLE: u8 = 69;
-        const TRY_AGAIN: u8 = 75;
-        const NO_PERMISSION: u8 = 77;
         match self {
             Self::Repository(_)
             | Self::Tag(_)
@@ -238,23 +233,23 @@ impl Error {
             | Self::DockerConfig { .. }
             | Self::CredentialHelper { .. }
             | Self::Endpoint(_)
-            | Self::NotEcr { .. } => USAGE,
-            Self::Changed { .. } => DATA,
-            Self::Read { .. } => NO_INPUT,
+            | Self::NotEcr { .. } => exit::USAGE,
+            Self::Changed { .. } => exit::DATA,
+            Self::Read { .. } => exit::NO_INPUT,
             Self::Image { source, .. } => source.exit_code(),
-            Self::Interrupted(_) => 130,
+            Self::Interrupted(_) => exit::INTERRUPTED,
             Self::Unreachable { .. }
             | Self::Tls { .. }
             | Self::NoRepository { .. }
             | Self::TagTaken { .. }
             | Self::Refused { .. }
-            | Self::Protocol { .. } => UNAVAILABLE,
-            Self::Unavailable { .. } => TRY_AGAIN,
-            Self::Proxy { .. } | Self::Unauthorized { .. } | Self::Denied { .. } => NO_PERMISSION,
+            | Self::Protocol { .. } => exit::UNAVAILABLE,
+            Self::Unavailable { .. } => exit::TRY_AGAIN,
+            Self::Proxy { .. } | Self::Unauthorized { .. } | Self::Denied { .. } => exit::DENIED,
             Self::Ecr { class, .. } => match class {
-                Class::Permission => NO_PERMISSION,
-                Class::Unavailable => UNAVAILABLE,
-                Class::Later => TRY_AGAIN,
+                Class::Permission => exit::DENIED,
+                Class::Unavailable => exit::UNAVAILABLE,
+                Class::Later => exit::TRY_AGAIN,
             },
         }
     }
