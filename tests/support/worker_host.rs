@@ -33,6 +33,8 @@ const MAKING_LIMIT: Duration = Duration::from_secs(900);
 /// `test` does, or there can be no such network.
 pub fn in_own_network<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     run::assert_root("a network of its own");
+    // Made here, where there are mirrors to fetch it from: not behind the door that closes below.
+    root();
     let data = tempfile::tempdir().unwrap();
     let ready = data.path().join("ready");
     let mut holder = run::tool("unshare");
