@@ -4,8 +4,10 @@
 //! what they say to each other are defined in this crate, so that they cannot drift apart:
 //!
 //! - [`mod@build_info`]: which build a program is, as it prints it and as it can be read from its file.
+//! - [`protocol`]: what they say to each other while a run is executed.
 //!
 //! Everything here ends up in the launcher too and is compiled for every run's container: it may not use MQTT, Docker
 //! or AWS crates.
 
 pub mod build_info;
+pub mod protocol;
