@@ -183,8 +183,8 @@ pub struct Welcome {
     #[prost(uint64, tag = "1")]
     pub acknowledged: u64,
     /// What to do, for a worker that has no job yet.
-    #[prost(message, optional, tag = "2")]
-    pub job: Option<Job>,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub job: Option<Box<Job>>,
 }
 
 /// End what is being executed: SIGTERM to it, and SIGKILL when the time is over. `after_run` is executed all the same.
