@@ -10,4 +10,5 @@
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
 
 pub mod exit_code;
+pub mod run;
 pub mod worker_binary;

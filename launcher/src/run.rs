@@ -1,0 +1,605 @@
+//! What the launcher does next: a pure function of its state and of what happened.
+//!
+//! `Idle → Claiming → Preparing → Executing → Flushing → Reporting → Idle`. The agent's loop owns the one [`State`], hands every
+//! [`Event`] to [`step`] and performs the [`Action`]s in their order. Nothing here waits, reads a clock or talks to anybody, so
+//! every order of events can be tried in a test.
+//!
+//! What always holds:
+//!
+//! - A run is prepared at most once for an assignment, and only after its journal entry is on disk.
+//! - It gets one outcome: the first reason for which it ends decides.
+//! - The outcome is reported only once the whole log is in the object store.
+//! - While there is a run, no other is claimed. A launcher that drains claims none.
+
+use std::time::Duration;
+
+use launcher_wire::api::{Changes, Job, LogSummary, Outcome, Report, RunState, Stage};
+use launcher_wire::id::{AssignmentId, RunId};
+use launcher_wire::mqtt::WorkerState;
+use spacelift_worker::protocol::Phase;
+
+/// How long a worker that has said its outcome may take to exit.
+const EXIT_GRACE: Duration = Duration::from_secs(10);
+/// What is added to a stop's grace before the container is killed: the worker kills the job itself when the grace is over and
+/// then executes `after_run`.
+const AFTER_RUN_GRACE: Duration = Duration::from_secs(60);
+
+/// Limits of every run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long it may take.
+    pub run: Duration,
+    /// How long it may log nothing.
+    pub logs: Duration,
+}
+
+/// What the launcher is in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// What it does.
+    pub activity: Activity,
+    /// Whether it takes more runs.
+    pub intake: Intake,
+    /// For every run.
+    pub limits: Limits,
+}
+
+/// Whether more runs are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    /// Yes.
+    Open,
+    /// No, until the control plane says otherwise.
+    Drained,
+    /// No, and the launcher exits when the present run has ended.
+    Leaving,
+}
+
+/// What it does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Activity {
+    /// Waits.
+    Idle,
+    /// Has asked for a run.
+    Claiming {
+        /// Which.
+        ids: Ids,
+        /// Why it is to end already.
+        stop: Option<Stop>,
+    },
+    /// The log is opened, the policy asked, the image pulled, the container made and started.
+    Preparing {
+        /// The run.
+        run: Present,
+        /// Why it is to end already.
+        stop: Option<Stop>,
+    },
+    /// The container runs.
+    Executing {
+        /// The run.
+        run: Present,
+        /// Why it is to end.
+        stop: Option<Stop>,
+        /// What the worker said last.
+        said: Option<WorkerOutcome>,
+    },
+    /// The log is on its way.
+    Flushing {
+        /// The run.
+        run: Present,
+        /// How it ended.
+        end: End,
+    },
+    /// The outcome is on its way.
+    Reporting {
+        /// The run.
+        run: Present,
+    },
+}
+
+/// Which run, which stage of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ids {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub assignment: AssignmentId,
+}
+
+/// A run that this launcher has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    /// Which.
+    pub ids: Ids,
+    /// What this stage does.
+    pub stage: Stage,
+    /// Whether the workspace is in the object store.
+    pub workspace: bool,
+    /// Whether outputs are in the object store.
+    pub outputs: bool,
+}
+
+/// Why a run is ended before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Somebody stopped it.
+    User,
+    /// It took too long.
+    RunTimeout,
+    /// It said nothing for too long.
+    LogsTimeout,
+    /// The launcher is to exit at once.
+    Shutdown,
+    /// The host is being taken away.
+    Spot,
+    /// Its log is more than can be kept.
+    LogLimit,
+}
+
+impl Stop {
+    /// How long the job may take between SIGTERM and SIGKILL.
+    #[must_use]
+    pub fn grace(self) -> Duration {
+        Duration::from_secs(match self {
+            // As long as Terraform takes to end what it has begun and to give its lock back.
+            Self::User | Self::RunTimeout | Self::LogsTimeout => 120,
+            // Of the two minutes that a notice gives, one remains for what follows.
+            Self::Spot => 45,
+            Self::LogLimit => 30,
+            Self::Shutdown => 5,
+        })
+    }
+
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::User => Outcome::StoppedByUser,
+            Self::RunTimeout => Outcome::RunTimeout,
+            Self::LogsTimeout => Outcome::LogsTimeout,
+            Self::Shutdown => Outcome::Shutdown,
+            Self::Spot => Outcome::SpotInterruption,
+            Self::LogLimit => Outcome::LogLimit,
+        }
+    }
+
+    /// For people, as the end of a sentence about the run.
+    fn reason(self, limits: Limits) -> String {
+        match self {
+            Self::User => "it was stopped by a user".to_owned(),
+            Self::RunTimeout => format!(
+                "it took longer than {} s, the limit that SPACELIFT_LAUNCHER_RUN_TIMEOUT sets",
+                limits.run.as_secs()
+            ),
+            Self::LogsTimeout => format!(
+                "it logged nothing for {} s, the limit that SPACELIFT_LAUNCHER_LOGS_TIMEOUT sets",
+                limits.logs.as_secs()
+            ),
+            Self::Shutdown => "the launcher was told to end at once".to_owned(),
+            Self::Spot => "the worker's host is being taken away".to_owned(),
+            Self::LogLimit => "it logged more than the worker's host can keep until the log is delivered".to_owned(),
+        }
+    }
+
+    /// Whether it is more urgent than another.
+    fn overrides(self, other: Self) -> bool {
+        self.grace() < other.grace()
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// As the control plane distinguishes it.
+    pub outcome: Outcome,
+    /// For people.
+    pub message: String,
+    /// What the plan would change.
+    pub changes: Option<Changes>,
+}
+
+/// What a worker says at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerOutcome {
+    /// Its kind.
+    pub result: WorkerResult,
+    /// For people.
+    pub message: String,
+    /// What the plan would change.
+    pub changes: Option<Changes>,
+}
+
+/// How a worker says that it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in the protocol, which describes them")]
+pub enum WorkerResult {
+    Finished,
+    Failed,
+    Stopped,
+    Unable,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// Its first process did.
+    Code {
+        /// With this.
+        code: i64,
+        /// Whether memory ran out in it, perhaps for another of its processes.
+        out_of_memory: bool,
+    },
+    /// There is no such container any more.
+    Gone,
+}
+
+/// A limit of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// For the run as a whole.
+    Run,
+    /// For its silence.
+    Logs,
+    /// For its end.
+    Grace,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The control plane offers a run.
+    Scheduled(Ids),
+    /// Somebody stops a run.
+    StopRequested(Ids),
+    /// The control plane wants no more runs on it.
+    Drain,
+    /// It wants them again.
+    Undrain,
+    /// It wants the launcher to exit when it is idle.
+    Cycle,
+    /// First SIGTERM.
+    Terminate,
+    /// Second SIGTERM.
+    Kill,
+    /// The host will be taken away.
+    SpotNotice,
+    /// The run is this launcher's.
+    Claimed(Box<Job>),
+    /// It is not, or could not be had.
+    ClaimFailed,
+    /// The container runs.
+    Started,
+    /// It does not, and is not there.
+    PreparationFailed(End),
+    /// Preparing was cancelled, and there is no container.
+    PreparationCancelled,
+    /// The worker logged something.
+    Logged,
+    /// The log is more than can be kept.
+    LogLimitReached,
+    /// The worker began a phase.
+    Phase(Phase),
+    /// The workspace is in the object store.
+    WorkspaceStored,
+    /// Outputs are in the object store.
+    OutputsStored,
+    /// The worker said how it went.
+    WorkerSaid(WorkerOutcome),
+    /// The container ended.
+    Exited(Exit),
+    /// Time is over.
+    Elapsed(Timer),
+    /// The whole log is in the object store.
+    Flushed(LogSummary),
+    /// The control plane has the outcome, or does not want it.
+    Reported,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Say over MQTT what the launcher does.
+    Announce(WorkerState),
+    /// Ask for a run: answered by [`Event::Claimed`] or [`Event::ClaimFailed`].
+    Claim(Ids),
+    /// Write to disk that this run is begun, before anything else is done.
+    Journal(Ids, Stage),
+    /// Begin: answered by [`Event::Started`], [`Event::PreparationFailed`] or [`Event::PreparationCancelled`].
+    Prepare(Box<Job>),
+    /// Do not go on with that.
+    CancelPreparation,
+    /// Tell the control plane what the run is in.
+    ReportState(RunState),
+    /// A line of the launcher's own for the run's log.
+    Log(String),
+    /// Let the worker end its job.
+    StopWorker {
+        /// Between SIGTERM and SIGKILL.
+        grace: Duration,
+        /// For the log.
+        reason: String,
+    },
+    /// Kill the container: answered by [`Event::Exited`].
+    KillContainer,
+    /// Event [`Event::Elapsed`] after this time, instead of an earlier one of the same kind.
+    SetTimer(Timer, Duration),
+    /// No such event any more.
+    ClearTimer(Timer),
+    /// Deliver the rest of the log: answered by [`Event::Flushed`].
+    Flush,
+    /// Deliver the outcome: answered by [`Event::Reported`].
+    Report(Box<Report>),
+    /// Remove the container and the run's files, and forget the journal's entry.
+    CleanUp,
+    /// Close the session and exit with 0.
+    Exit,
+}
+
+impl State {
+    /// At the start of a launcher.
+    #[must_use]
+    pub fn new(limits: Limits, intake: Intake) -> Self {
+        Self { activity: Activity::Idle, intake, limits }
+    }
+
+    /// As the control plane sees it.
+    #[must_use]
+    pub fn announced(&self) -> WorkerState {
+        match self.ids() {
+            Some(Ids { run, assignment }) => WorkerState::Busy { run, assignment },
+            None if self.intake == Intake::Open => WorkerState::Idle,
+            None => WorkerState::Drained,
+        }
+    }
+
+    fn ids(&self) -> Option<Ids> {
+        match &self.activity {
+            Activity::Idle => None,
+            Activity::Claiming { ids, .. } => Some(*ids),
+            Activity::Preparing { run, .. }
+            | Activity::Executing { run, .. }
+            | Activity::Flushing { run, .. }
+            | Activity::Reporting { run } => Some(run.ids),
+        }
+    }
+}
+
+/// The next state, and what to do on the way there.
+#[must_use]
+pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
+    let before = state.announced();
+    let (state, mut actions) = match event {
+        Event::Scheduled(ids) => scheduled(state, ids),
+        Event::StopRequested(ids) if state.ids() == Some(ids) => stop(state, Stop::User),
+        Event::StopRequested(_) => (state, vec![]),
+        Event::Drain => intake(state, Intake::Drained),
+        Event::Undrain => intake(state, Intake::Open),
+        Event::Cycle | Event::Terminate => intake(state, Intake::Leaving),
+        Event::Kill => leave(state, Stop::Shutdown),
+        Event::SpotNotice => leave(state, Stop::Spot),
+        Event::LogLimitReached => stop(state, Stop::LogLimit),
+        Event::Elapsed(Timer::Run) => stop(state, Stop::RunTimeout),
+        Event::Elapsed(Timer::Logs) => stop(state, Stop::LogsTimeout),
+        Event::Elapsed(Timer::Grace) => grace_over(state),
+        event => run_event(state, event),
+    };
+    let after = state.announced();
+    if before != after {
+        actions.insert(0, Action::Announce(after));
+    }
+    (state, actions)
+}
+
+fn scheduled(state: State, ids: Ids) -> (State, Vec<Action>) {
+    if state.activity != Activity::Idle || state.intake != Intake::Open {
+        // The control plane sees what this launcher does and offers the run to another.
+        return (state, vec![]);
+    }
+    (State { activity: Activity::Claiming { ids, stop: None }, ..state }, vec![Action::Claim(ids)])
+}
+
+fn intake(state: State, wanted: Intake) -> (State, Vec<Action>) {
+    // Leaving is final.
+    let intake = if state.intake == Intake::Leaving { Intake::Leaving } else { wanted };
+    let exits = intake == Intake::Leaving && state.intake != intake && state.activity == Activity::Idle;
+    (State { intake, ..state }, if exits { vec![Action::Exit] } else { vec![] })
+}
+
+fn leave(state: State, reason: Stop) -> (State, Vec<Action>) {
+    let (state, mut actions) = intake(state, Intake::Leaving);
+    let (state, more) = stop(state, reason);
+    actions.extend(more);
+    (state, actions)
+}
+
+fn stop(mut state: State, reason: Stop) -> (State, Vec<Action>) {
+    let limits = state.limits;
+    let (stop, begun) = match &mut state.activity {
+        Activity::Claiming { stop, .. } => (stop, None),
+        Activity::Preparing { stop, .. } => (stop, Some(false)),
+        // What has said how it ended is not stopped any more.
+        Activity::Executing { stop, said: None, .. } => (stop, Some(true)),
+        Activity::Executing { .. } | Activity::Idle | Activity::Flushing { .. } | Activity::Reporting { .. } => {
+            return (state, vec![]);
+        }
+    };
+    if stop.is_some_and(|present| !reason.overrides(present)) {
+        return (state, vec![]);
+    }
+    let first = stop.is_none();
+    // The outcome is that of the first reason; a later one only shortens the grace.
+    stop.get_or_insert(reason);
+    let mut actions = vec![];
+    if begun.is_some() {
+        actions.push(Action::Log(format!("The run is ended: {}.", reason.reason(limits))));
+    }
+    match begun {
+        Some(true) => {
+            actions.push(Action::StopWorker { grace: reason.grace(), reason: reason.reason(limits) });
+            actions.push(Action::SetTimer(Timer::Grace, reason.grace() + AFTER_RUN_GRACE));
+        }
+        Some(false) if first => actions.push(Action::CancelPreparation),
+        _ => {}
+    }
+    (state, actions)
+}
+
+fn grace_over(state: State) -> (State, Vec<Action>) {
+    match state.activity {
+        Activity::Executing { .. } => (state, vec![Action::KillContainer]),
+        _ => (state, vec![]),
+    }
+}
+
+/// Events that belong to one activity. Where another is present they come late, and mean nothing any more.
+fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
+    let State { activity, intake, limits } = state;
+    let was_idle = activity == Activity::Idle;
+    let (activity, mut actions) = match (activity, event) {
+        (Activity::Claiming { stop, .. }, Event::Claimed(job)) => claimed(*job, stop, limits),
+        (Activity::Claiming { .. }, Event::ClaimFailed) => (Activity::Idle, vec![]),
+        (Activity::Preparing { run, stop }, Event::Started) => started(run, stop, limits),
+        (Activity::Preparing { run, stop }, Event::PreparationFailed(end)) => {
+            let end = stop.map_or(end, |stop| stopped(stop, limits));
+            ended(run, end)
+        }
+        (Activity::Preparing { run, stop }, Event::PreparationCancelled) => {
+            let end = stop.map_or_else(
+                || End { outcome: Outcome::Unable, message: "preparing was cancelled".to_owned(), changes: None },
+                |stop| stopped(stop, limits),
+            );
+            ended(run, end)
+        }
+        (activity @ (Activity::Preparing { .. } | Activity::Executing { .. }), Event::Logged) => {
+            (activity, vec![Action::SetTimer(Timer::Logs, limits.logs)])
+        }
+        (Activity::Executing { run, stop, said }, Event::Phase(phase)) => {
+            let actions = run_state(run.stage, phase).map(Action::ReportState).into_iter().collect();
+            (Activity::Executing { run, stop, said }, actions)
+        }
+        (Activity::Executing { run, stop, said }, Event::WorkspaceStored) => {
+            (Activity::Executing { run: Present { workspace: true, ..run }, stop, said }, vec![])
+        }
+        (Activity::Executing { run, stop, said }, Event::OutputsStored) => {
+            (Activity::Executing { run: Present { outputs: true, ..run }, stop, said }, vec![])
+        }
+        (Activity::Executing { run, stop, said: None }, Event::WorkerSaid(said)) => {
+            let actions = vec![
+                Action::ClearTimer(Timer::Run),
+                Action::ClearTimer(Timer::Logs),
+                Action::SetTimer(Timer::Grace, EXIT_GRACE),
+            ];
+            (Activity::Executing { run, stop, said: Some(said) }, actions)
+        }
+        (Activity::Executing { run, stop, said }, Event::Exited(exit)) => {
+            let end = container_end(stop, said, &exit, limits);
+            ended(run, end)
+        }
+        (Activity::Flushing { run, end }, Event::Flushed(log)) => {
+            let End { outcome, message, changes } = end;
+            let Present { ids, workspace, outputs, .. } = run;
+            let report = Report { assignment: ids.assignment, outcome, message, changes, log, workspace, outputs };
+            (Activity::Reporting { run }, vec![Action::Report(Box::new(report))])
+        }
+        (Activity::Reporting { .. }, Event::Reported) => (Activity::Idle, vec![Action::CleanUp]),
+        (activity, _) => (activity, vec![]),
+    };
+    if activity == Activity::Idle && !was_idle && intake == Intake::Leaving {
+        actions.push(Action::Exit);
+    }
+    (State { activity, intake, limits }, actions)
+}
+
+fn claimed(job: Job, stop: Option<Stop>, limits: Limits) -> (Activity, Vec<Action>) {
+    let ids = Ids { run: job.run, assignment: job.assignment };
+    let run = Present { ids, stage: job.stage, workspace: false, outputs: false };
+    let mut actions = vec![Action::Journal(ids, job.stage)];
+    if let Some(stop) = stop {
+        let (activity, more) = ended(run, stopped(stop, limits));
+        actions.extend(more);
+        return (activity, actions);
+    }
+    let preparing = if job.stage == Stage::Apply { RunState::PreparingApply } else { RunState::Preparing };
+    actions.extend([
+        Action::ReportState(preparing),
+        Action::SetTimer(Timer::Run, limits.run),
+        Action::SetTimer(Timer::Logs, limits.logs),
+        Action::Prepare(Box::new(job)),
+    ]);
+    (Activity::Preparing { run, stop: None }, actions)
+}
+
+fn started(run: Present, stop: Option<Stop>, limits: Limits) -> (Activity, Vec<Action>) {
+    let actions = stop.map_or_else(Vec::new, |stop| {
+        vec![
+            Action::StopWorker { grace: stop.grace(), reason: stop.reason(limits) },
+            Action::SetTimer(Timer::Grace, stop.grace() + AFTER_RUN_GRACE),
+        ]
+    });
+    (Activity::Executing { run, stop, said: None }, actions)
+}
+
+fn stopped(stop: Stop, limits: Limits) -> End {
+    End { outcome: stop.outcome(), message: stop.reason(limits), changes: None }
+}
+
+fn container_end(stop: Option<Stop>, said: Option<WorkerOutcome>, exit: &Exit, limits: Limits) -> End {
+    match (stop, said) {
+        // It had ended by itself before the stop came to it.
+        (_, Some(WorkerOutcome { result: WorkerResult::Finished, message, changes })) => {
+            End { outcome: Outcome::Finished, message, changes }
+        }
+        (Some(stop), _) => stopped(stop, limits),
+        (None, Some(WorkerOutcome { result, message, changes })) => {
+            let out_of_memory = matches!(exit, Exit::Code { out_of_memory: true, .. });
+            let outcome = match result {
+                WorkerResult::Unable => Outcome::Unable,
+                WorkerResult::Failed if out_of_memory => Outcome::OutOfMemory,
+                _ => Outcome::Failed,
+            };
+            End { outcome, message, changes }
+        }
+        (None, None) => match exit {
+            Exit::Code { out_of_memory: true, .. } => End {
+                outcome: Outcome::OutOfMemory,
+                message: "the container ran out of memory".to_owned(),
+                changes: None,
+            },
+            Exit::Code { code, .. } => End {
+                outcome: Outcome::ContainerLost,
+                message: format!("the container ended with code {code} before its worker had said how the run went"),
+                changes: None,
+            },
+            Exit::Gone => End {
+                outcome: Outcome::ContainerLost,
+                message: "the container was removed by someone else".to_owned(),
+                changes: None,
+            },
+        },
+    }
+}
+
+fn ended(run: Present, end: End) -> (Activity, Vec<Action>) {
+    let mut actions =
+        vec![Action::ClearTimer(Timer::Run), Action::ClearTimer(Timer::Logs), Action::ClearTimer(Timer::Grace)];
+    if end.outcome != Outcome::Finished && !end.message.is_empty() {
+        actions.push(Action::Log(format!("The run has ended: {}.", end.message)));
+    }
+    actions.push(Action::Flush);
+    (Activity::Flushing { run, end }, actions)
+}
+
+/// The state of a run whose worker began a phase. Preparing was reported before there was a container.
+fn run_state(stage: Stage, phase: Phase) -> Option<RunState> {
+    match phase {
+        Phase::Unspecified | Phase::Preparing => None,
+        // An apply has no such state: it goes on with what the plan's container had made ready.
+        Phase::Initializing if stage == Stage::Apply => None,
+        Phase::Initializing => Some(RunState::Initializing),
+        Phase::Planning => Some(RunState::Planning),
+        Phase::Applying => Some(RunState::Applying),
+        Phase::Performing => Some(RunState::Performing),
+        Phase::Destroying => Some(RunState::Destroying),
+    }
+}
+
+#[cfg(test)]
+mod tests;
