@@ -362,6 +362,29 @@ impl State {
     }
 }
 
+/// The state of a launcher that found the container of a run which one before it had begun, and goes on with it.
+#[must_use]
+pub fn adopted(state: State, ids: Ids, stage: Stage) -> (State, Vec<Action>) {
+    let run = Present { ids, stage, workspace: false, outputs: false };
+    let limits = state.limits;
+    // How long the run has taken already is not known. It may take as long again.
+    let actions = vec![
+        Action::Log("The launcher was started again and goes on with the run.".to_owned()),
+        Action::SetTimer(Timer::Run, limits.run),
+        Action::SetTimer(Timer::Logs, limits.logs),
+    ];
+    (State { activity: Activity::Executing { run, stop: None, said: None }, ..state }, actions)
+}
+
+/// The state of a launcher that found that a run was begun by one before it, and no container of it.
+#[must_use]
+pub fn lost(state: State, ids: Ids, stage: Stage) -> (State, Vec<Action>) {
+    let run = Present { ids, stage, workspace: false, outputs: false };
+    let message = "the launcher ended while it had the run, and the run's container is not there any more".to_owned();
+    let (activity, actions) = ended(run, End { outcome: Outcome::LauncherLost, message, changes: None });
+    (State { activity, ..state }, actions)
+}
+
 /// The next state, and what to do on the way there.
 #[must_use]
 pub fn step(state: State, event: Event) -> (State, Vec<Action>) {

@@ -1,0 +1,206 @@
+//! From a job to its running container.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use launcher_wire::api::{Job, Outcome};
+use launcher_wire::id::WorkerId;
+use serde_json::{Value, json};
+use spacelift_worker::protocol::SOCKET;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Host, LABEL_ASSIGNMENT, LABEL_POOL, LABEL_RUN, LABEL_WORKER, exit_of};
+use crate::docker::{self, ContainerSpec};
+use crate::job;
+use crate::registry_credentials;
+use crate::run::{End, Event, Ids};
+use crate::run_log::RunLog;
+use crate::slot;
+use crate::transfer::Transfer;
+use crate::worker_server::{self, WorkerServer};
+
+/// Everything that is needed to begin a run.
+pub(super) struct Preparation {
+    pub(super) host: Arc<Host>,
+    pub(super) worker: WorkerId,
+    pub(super) name: String,
+    pub(super) directory: PathBuf,
+    pub(super) job: Job,
+    pub(super) log: RunLog,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) server: watch::Sender<Option<Arc<WorkerServer>>>,
+}
+
+/// The socket of a run whose files are in this directory.
+pub(super) fn socket(directory: &Path) -> PathBuf {
+    let name = Path::new(SOCKET).file_name().unwrap_or_default();
+    directory.join("socket").join(name)
+}
+
+/// Reports when a container has ended.
+pub(super) fn watch_container(host: Arc<Host>, name: String, events: mpsc::Sender<Event>) {
+    tokio::spawn(async move {
+        let exit = exit_of(host.engine.wait(&name).await);
+        let _ = events.send(Event::Exited(exit)).await;
+    });
+}
+
+impl Preparation {
+    /// Says what became of it with an event. When it is cancelled, or fails, no container is left.
+    pub(super) async fn run(self, cancelled: oneshot::Receiver<()>) {
+        let result = tokio::select! {
+            result = self.to_container() => Some(result),
+            // Whoever could cancel it is gone: the launcher ends.
+            _ = cancelled => None,
+        };
+        let event = match result {
+            Some(Ok(())) => {
+                let _ = self.events.send(Event::Started).await;
+                watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone());
+                return;
+            }
+            Some(Err(end)) => Event::PreparationFailed(end),
+            None => Event::PreparationCancelled,
+        };
+        if let Err(error) = self.host.engine.remove(&self.name).await {
+            tracing::warn!(container = self.name, %error, "cannot remove the container");
+        }
+        let _ = self.events.send(event).await;
+    }
+
+    async fn to_container(&self) -> Result<(), End> {
+        let Self { host, job, .. } = self;
+        let config = &host.config;
+        let image = job::image(job, config);
+        self.log
+            .line(format!(
+                "Worker {} with launcher {} begins {} of run {}.",
+                self.worker,
+                env!("CARGO_PKG_VERSION"),
+                job::run_type(job.run_type),
+                job.run
+            ))
+            .await;
+        self.ask_policy(image).await?;
+        let for_worker = job::for_worker(job, config).map_err(unable)?;
+        self.pull(image).await?;
+
+        let embedded = host.embedded;
+        let directory = config.directory.clone();
+        let worker = tokio::task::spawn_blocking(move || {
+            let file = embedded.ready(&directory)?;
+            file.confirm()?;
+            Ok::<_, crate::worker_binary::Error>(file.path().to_owned())
+        });
+        let worker = worker.await.map_err(unable)?.map_err(unable)?;
+        let workspace = self.directory.join("workspace");
+        let socket = socket(&self.directory);
+        let socket_directory = self.directory.join("socket");
+        for directory in [&workspace, &socket_directory] {
+            slot::private_directory(directory).map_err(unable)?;
+            worker_server::give_to_worker(directory).map_err(unable)?;
+        }
+        let ids = Ids { run: job.run, assignment: job.assignment };
+        let server = WorkerServer::start(worker_server::Settings {
+            socket,
+            job: Some(for_worker),
+            log: self.log.clone(),
+            events: self.events.clone(),
+            transfer: Transfer::new(&host.api, &host.store, &config.key, ids, &self.directory),
+        });
+        self.server.send_replace(Some(Arc::new(server.map_err(unable)?)));
+
+        let created = host.engine.create(&self.container(image, worker, socket_directory, workspace)).await.map_err(unable)?;
+        host.engine.start(&created.id).await.map_err(unable)
+    }
+
+    fn container(&self, image: &str, worker: PathBuf, socket_directory: PathBuf, workspace: PathBuf) -> ContainerSpec {
+        let Self { host, job, .. } = self;
+        let config = &host.config;
+        let is_read_only = job.run_type.is_read_only();
+        let mounts = config.mounts.iter().filter(|mount| mount.scope.applies(is_read_only));
+        let labels = [
+            (LABEL_POOL, config.token.pool.to_string()),
+            (LABEL_WORKER, self.worker.to_string()),
+            (LABEL_RUN, job.run.to_string()),
+            (LABEL_ASSIGNMENT, job.assignment.to_string()),
+        ];
+        ContainerSpec {
+            name: self.name.clone(),
+            labels: labels.map(|(name, value)| (name.to_owned(), value)).into(),
+            image: image.to_owned(),
+            worker,
+            socket_directory,
+            workspace,
+            mounts: mounts.map(|mount| (mount.source.clone(), mount.target.clone())).collect(),
+            network: config.network.clone(),
+            runtime: config.runtime.clone(),
+            environment: vec![],
+            limits: docker::Limits::default(),
+        }
+    }
+
+    async fn pull(&self, image: &str) -> Result<(), End> {
+        let credentials = registry_credentials::for_image(image, self.host.config.docker_config_dir.as_deref()).await;
+        let credentials = credentials.map_err(unable)?;
+        let (sender, mut lines) = mpsc::unbounded_channel();
+        let log = self.log.clone();
+        let writer = tokio::spawn(async move {
+            while let Some(line) = lines.recv().await {
+                log.line(line).await;
+            }
+        });
+        let mut progress = |line: String| drop(sender.send(line));
+        let pulled = self.host.engine.pull(image, credentials, &mut progress).await;
+        drop(sender);
+        let _ = writer.await;
+        pulled.map_err(unable)
+    }
+
+    async fn ask_policy(&self, image: &str) -> Result<(), End> {
+        let Some(policy) = &self.host.config.policy else { return Ok(()) };
+        let decision = policy.evaluate(policy_input(&self.job, image)).map_err(|error| End {
+            outcome: Outcome::Denied,
+            message: format!("the initialization policy could not decide: {error}"),
+            changes: None,
+        })?;
+        if decision.deny.is_empty() {
+            self.log.line("The initialization policy allows the run.".to_owned()).await;
+            return Ok(());
+        }
+        for reason in &decision.deny {
+            self.log.line(format!("The initialization policy denies the run: {reason}")).await;
+        }
+        let message = format!("the initialization policy denied it: {}", decision.deny.join("; "));
+        Err(End { outcome: Outcome::Denied, message, changes: None })
+    }
+}
+
+/// What a policy decides on: what the control plane says of the run, and what the launcher is about to do.
+pub(crate) fn policy_input(job: &Job, image: &str) -> Value {
+    let variables: BTreeMap<&str, &str> = job
+        .environment
+        .iter()
+        .map(|variable| (variable.name.as_str(), if variable.secret { "" } else { variable.value.as_str() }))
+        .collect();
+    let mut input = job.policy_input.clone();
+    input.insert("docker_image".to_owned(), image.into());
+    input.insert("worker_version".to_owned(), env!("CARGO_PKG_VERSION").into());
+    input.insert(
+        "static_run_environment".to_owned(),
+        json!({
+            "stack_slug": job.stack_id,
+            "commit_sha": job.commit,
+            "run_type": job::run_type(job.run_type),
+            "command": job.command.clone().unwrap_or_default(),
+            "project_root": job.project_root,
+            "environment_variables": variables,
+        }),
+    );
+    Value::Object(input)
+}
+
+fn unable(error: impl std::fmt::Display) -> End {
+    End { outcome: Outcome::Unable, message: error.to_string(), changes: None }
+}

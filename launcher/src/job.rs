@@ -1,0 +1,171 @@
+//! What a worker is told of a job: what the control plane said, with what this host adds.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use launcher_wire::api::{self, Job, RunType, Source};
+use spacelift_worker::protocol;
+
+use crate::config::Config;
+
+/// How a repository on a private VCS is addressed: this, the name of the mapping, and the path on that server.
+const PRIVATE: &str = "private://";
+/// Permissions of a mounted file that has none of its own.
+const FILE_MODE: u32 = 0o600;
+/// Permissions that a mounted file may have.
+const MODES: u32 = 0o777;
+
+/// Why a job cannot be done here: one line for the run's log.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// A file whose contents are not base64.
+    #[error("the mounted file `{path}` is not base64")]
+    File {
+        /// Which.
+        path: String,
+    },
+    /// A repository on a private VCS that this launcher does not know.
+    #[error(
+        "the source is on the private VCS `{name}`, which this launcher has no mapping for. Set \
+         SPACELIFT_PRIVATEVCS_MAPPING_NAME_0={name} and SPACELIFT_PRIVATEVCS_MAPPING_BASE_ENDPOINT_0 (or the next free \
+         number) where the launcher is started"
+    )]
+    Vcs {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The documented name of a type of run.
+#[must_use]
+pub fn run_type(run_type: RunType) -> &'static str {
+    match run_type {
+        RunType::Proposed => "proposed",
+        RunType::Tracked => "tracked",
+        RunType::Task => "task",
+        RunType::Testing => "testing",
+        RunType::Destroy => "destroy",
+    }
+}
+
+/// The image that a job's container is made of.
+#[must_use]
+pub fn image<'a>(job: &'a Job, config: &'a Config) -> &'a str {
+    job.image.as_deref().filter(|image| !image.is_empty()).unwrap_or(&config.default_image)
+}
+
+/// What the worker is told.
+///
+/// # Errors
+/// The job cannot be done by this launcher.
+pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
+    let is_read_only = job.run_type.is_read_only();
+    // What the host passes comes first: the stack's own variables win over it.
+    let passed = config.passed.iter().filter(|variable| variable.scope.applies(is_read_only));
+    let passed = passed.map(|variable| protocol::Variable {
+        name: variable.name.clone(),
+        value: variable.value.clone(),
+        secret: variable.masked,
+    });
+    let own = job.environment.iter().map(|variable| protocol::Variable {
+        name: variable.name.clone(),
+        value: variable.value.clone(),
+        secret: variable.secret,
+    });
+    let (source, git) = source(&job.source, config)?;
+    let api::Hooks {
+        before_init,
+        after_init,
+        before_plan,
+        after_plan,
+        before_apply,
+        after_apply,
+        before_perform,
+        after_perform,
+        before_destroy,
+        after_destroy,
+        after_run,
+    } = job.hooks.clone();
+    Ok(protocol::Job {
+        run: job.run.to_string(),
+        stage: stage(job.stage).into(),
+        tool: match job.tool {
+            api::Tool::Terraform => protocol::Tool::Terraform,
+            api::Tool::OpenTofu => protocol::Tool::OpenTofu,
+            api::Tool::Custom => protocol::Tool::Custom,
+        }
+        .into(),
+        command: job.command.clone(),
+        source: source.into(),
+        git,
+        project_root: job.project_root.clone(),
+        environment: passed.chain(own).collect(),
+        files: job.files.iter().map(file).collect::<Result<_, _>>()?,
+        hooks: Some(protocol::Hooks {
+            before_init,
+            after_init,
+            before_plan,
+            after_plan,
+            before_apply,
+            after_apply,
+            before_perform,
+            after_perform,
+            before_destroy,
+            after_destroy,
+            after_run,
+        }),
+        workflow: job.workflow.clone().map(|api::Workflow { init, plan, apply, destroy, output }| protocol::Workflow {
+            init,
+            plan,
+            apply,
+            destroy,
+            output,
+        }),
+        restore_workspace: job.restore_workspace,
+        keep_workspace: job.keep_workspace,
+        mask: config.mask.clone(),
+        mask_values: vec![],
+        debug: config.debug,
+        sensitive_outputs: config.sensitive_outputs,
+        stack_id: job.stack_id.clone(),
+        commit: job.commit.clone(),
+        run_type: run_type(job.run_type).to_owned(),
+    })
+}
+
+fn stage(stage: api::Stage) -> protocol::Stage {
+    match stage {
+        api::Stage::Plan => protocol::Stage::Plan,
+        api::Stage::Apply => protocol::Stage::Apply,
+        api::Stage::Task => protocol::Stage::Task,
+        api::Stage::Test => protocol::Stage::Test,
+        api::Stage::Destroy => protocol::Stage::Destroy,
+    }
+}
+
+fn file(file: &api::MountedFile) -> Result<protocol::File, Error> {
+    let api::MountedFile { path, contents, secret, mode } = file;
+    let contents = BASE64_STANDARD.decode(contents).map_err(|_| Error::File { path: path.clone() })?;
+    let mode = mode.unwrap_or(FILE_MODE) & MODES;
+    Ok(protocol::File { path: path.clone(), contents, mode, secret: *secret })
+}
+
+fn source(source: &Source, config: &Config) -> Result<(protocol::SourceKind, Option<protocol::Git>), Error> {
+    let Source::Git { url, commit, reference } = source else {
+        let kind = match source {
+            Source::Archive {} => protocol::SourceKind::Archive,
+            _ => protocol::SourceKind::None,
+        };
+        return Ok((kind, None));
+    };
+    let mapped = match url.strip_prefix(PRIVATE) {
+        None => url.clone(),
+        Some(rest) => {
+            let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let mapping = config.vcs.iter().find(|mapping| mapping.name == name);
+            let mapping = mapping.ok_or_else(|| Error::Vcs { name: name.to_owned() })?;
+            format!("{}/{path}", mapping.base_endpoint.trim_end_matches('/'))
+        }
+    };
+    let git = protocol::Git { url: mapped, commit: commit.clone(), reference: reference.clone() };
+    Ok((protocol::SourceKind::Git, Some(git)))
+}

@@ -1,0 +1,225 @@
+//! What a launcher remembers on its host: who it is, and which run it has begun.
+//!
+//! `DIR/pools/POOL/N/` belongs to one launcher at a time: several may run on one host, and each takes the first directory that
+//! no other has locked. So a launcher that is started again is the same worker as before and finds its own journal.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use launcher_wire::api::Stage;
+use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+/// Launchers of one pool on one host. A host with more is a mistake.
+const MAXIMUM: usize = 1000;
+
+/// Why a launcher has no place on its host.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// From the operating system.
+    #[error("cannot {doing} `{}`: {source}. The launcher's user needs to own this directory; SPACELIFT_LAUNCHER_DIR names another one", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// All are taken.
+    #[error("{MAXIMUM} launchers of this pool run on this host already")]
+    Full,
+    /// A file of an earlier launcher is not what launchers write.
+    #[error("`{}` is damaged: {reason}. Look at it, then remove the directory that it is in", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A launcher's place. It is free again when this is dropped, and when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Slot {
+    directory: PathBuf,
+    worker: WorkerId,
+    _lock: File,
+}
+
+/// A run that was begun. It is on disk from before anything is done for it until everything of it is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The run.
+    pub run: RunId,
+    /// The stage of it.
+    pub assignment: AssignmentId,
+    /// What this stage does.
+    pub stage: Stage,
+}
+
+impl Slot {
+    /// Takes the first place that is free.
+    ///
+    /// # Errors
+    /// The directory cannot be used, or there are too many launchers.
+    pub fn take(directory: &Path, pool: PoolId) -> Result<Self, Error> {
+        let pool = directory.join("pools").join(pool.to_string());
+        for number in 0..MAXIMUM {
+            let directory = pool.join(number.to_string());
+            private_directory(&directory)?;
+            let path = directory.join("lock");
+            let lock = private_file().open(&path).map_err(failed("open", &path))?;
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let worker = identity(&directory)?;
+                    return Ok(Self { directory, worker, _lock: lock });
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(failed("lock", &path)(error.into())),
+            }
+        }
+        Err(Error::Full)
+    }
+
+    /// Who this launcher is.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// Where the files of a run are.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// What was begun and not ended.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or is damaged.
+    pub fn journal(&self) -> Result<Option<Entry>, Error> {
+        let path = self.journal_path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Damaged { path, reason: error.to_string() })
+    }
+
+    /// Puts on disk that a run is begun. When this returns, no crash undoes it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn begin(&self, entry: &Entry) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(entry).expect("an entry has a JSON form");
+        write(&self.directory, "journal", &bytes)
+    }
+
+    /// Forgets it, once nothing of it is left.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn end(&self) -> Result<(), Error> {
+        let path = self.journal_path();
+        match fs::remove_file(&path) {
+            Ok(()) => sync(&self.directory),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("remove", &path)(error)),
+        }
+    }
+
+    fn journal_path(&self) -> PathBuf {
+        self.directory.join("journal")
+    }
+}
+
+/// The identifier of whoever has this place, made at its first use.
+fn identity(directory: &Path) -> Result<WorkerId, Error> {
+    let path = directory.join("worker");
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim_end().parse().map_err(|error: launcher_wire::id::InvalidId| Error::Damaged {
+            path,
+            reason: error.to_string(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let worker = WorkerId::new();
+            write(directory, "worker", format!("{worker}\n").as_bytes())?;
+            Ok(worker)
+        }
+        Err(error) => Err(failed("read", &path)(error)),
+    }
+}
+
+/// Makes a directory that only its owner may enter, with those above it that are not there.
+///
+/// # Errors
+/// It cannot be made.
+pub fn private_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the directory", path))
+}
+
+/// Writes a file that is there as a whole or not at all.
+fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
+    let mut file = private_file().truncate(true).open(&new).map_err(failed("make", &new))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", &new))?;
+    fs::rename(&new, &path).map_err(failed("rename", &new))?;
+    sync(directory)
+}
+
+/// Only then does a new name survive a crash.
+fn sync(directory: &Path) -> Result<(), Error> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("write", directory))
+}
+
+fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { doing, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_launcher_has_a_place_and_finds_it_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = PoolId::new();
+        let first = Slot::take(directory.path(), pool).unwrap();
+        let second = Slot::take(directory.path(), pool).unwrap();
+        let (first_worker, second_worker) = (first.worker(), second.worker());
+        assert_ne!(first_worker, second_worker);
+        drop((first, second));
+        assert_eq!(Slot::take(directory.path(), pool).unwrap().worker(), first_worker);
+        assert_ne!(Slot::take(directory.path(), PoolId::new()).unwrap().worker(), first_worker);
+    }
+
+    #[test]
+    fn what_was_begun_is_known_until_it_is_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = PoolId::new();
+        let slot = Slot::take(directory.path(), pool).unwrap();
+        assert_eq!(slot.journal().unwrap(), None);
+        let entry = Entry { run: RunId::new(), assignment: AssignmentId::new(), stage: Stage::Apply };
+        slot.begin(&entry).unwrap();
+        drop(slot);
+        let slot = Slot::take(directory.path(), pool).unwrap();
+        assert_eq!(slot.journal().unwrap(), Some(entry));
+        slot.end().unwrap();
+        slot.end().unwrap();
+        assert_eq!(slot.journal().unwrap(), None);
+        fs::write(slot.journal_path(), "{").unwrap();
+        assert!(slot.journal().unwrap_err().to_string().contains("damaged"));
+    }
+}

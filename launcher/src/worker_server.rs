@@ -1,0 +1,410 @@
+//! The launcher's side of the protocol with a worker: a gRPC server on a Unix socket that only that container has.
+//!
+//! What the worker says is acknowledged once it is in the spool. Whoever connects is given the job once: a second request for
+//! it is refused, since a process of the job could make it, and would read secrets that are not meant for it.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use launcher_wire::api::Changes;
+use rustix::process::geteuid;
+use spacelift_worker::protocol::service::launcher_server::{Launcher, LauncherServer};
+use spacelift_worker::protocol::{
+    self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_MESSAGE, MAXIMUM_PART, Phase, Stop, ToWorker, Upload,
+    UploadPart, Uploaded, Welcome, from_worker, to_worker,
+};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::run::{Event, WorkerOutcome, WorkerResult};
+use crate::transfer::Transfer;
+use crate::upload::Log;
+
+/// The user that a container's processes are.
+pub const WORKER_USER: u32 = 1983;
+/// Messages that wait for the worker to take them.
+const OUTGOING: usize = 64;
+/// Messages that are written to disk at once.
+const BATCH: usize = 64;
+/// How long a connection may take to say what is in flight when its container has ended.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// From the operating system.
+    #[error("cannot listen at `{}`: {source}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The container's user could not connect.
+    #[error(
+        "cannot give `{}` to user {WORKER_USER}, which runs have: {source}. Run the launcher as root or as that user",
+        path.display()
+    )]
+    Owner {
+        /// What.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A server for one worker. It ends when this is dropped.
+#[derive(Debug)]
+pub struct WorkerServer {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+/// What a server is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// For the worker. None: it has it from a launcher before this one.
+    pub job: Option<protocol::Job>,
+    /// Where the log goes.
+    pub log: Log,
+    /// Where everything else is heard of.
+    pub events: mpsc::Sender<Event>,
+    /// The object store.
+    pub transfer: Transfer,
+}
+
+#[derive(Debug)]
+struct Shared {
+    job: Mutex<Option<Box<protocol::Job>>>,
+    log: Log,
+    events: mpsc::Sender<Event>,
+    transfer: Transfer,
+    stop: watch::Sender<Option<Stop>>,
+    /// Whether there is a session. One after the other.
+    session: Arc<tokio::sync::Semaphore>,
+}
+
+impl WorkerServer {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or not given to the worker's user.
+    pub fn start(settings: Settings) -> Result<Self, Error> {
+        let Settings { socket, job, log, events, transfer } = settings;
+        let listen = |source| Error::Listen { path: socket.clone(), source };
+        // Of a launcher that was killed.
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(listen(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket).map_err(listen)?;
+        fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(listen)?;
+        give_to_worker(&socket)?;
+        let shared = Arc::new(Shared {
+            job: Mutex::new(job.map(Box::new)),
+            log,
+            events,
+            transfer,
+            stop: watch::channel(None).0,
+            session: Arc::new(tokio::sync::Semaphore::new(1)),
+        });
+        let service = LauncherServer::from_arc(Arc::new(Service(Arc::clone(&shared))))
+            .max_decoding_message_size(MAXIMUM_MESSAGE)
+            .max_encoding_message_size(MAXIMUM_MESSAGE);
+        let router = tonic::transport::Server::builder().add_service(service);
+        let task = tokio::spawn(async move {
+            // It ends with the task; errors are those of single connections.
+            if let Err(error) = router.serve_with_incoming(UnixListenerStream::new(listener)).await {
+                tracing::error!(%error, "the worker's socket is closed");
+            }
+        });
+        Ok(Self { shared, task })
+    }
+
+    /// Lets the worker end its job. It is said again at each connection.
+    pub fn stop(&self, grace: Duration, reason: String) {
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.shared.stop.send_replace(Some(Stop { grace, reason }));
+    }
+
+    /// Waits until what the worker said before it ended is in the log, and hears nobody any more.
+    pub async fn close(self) {
+        // The connection ends with the container; what it had sent is read before it is gone.
+        let session = Arc::clone(&self.shared.session);
+        let _ = tokio::time::timeout(DRAIN, session.acquire()).await;
+    }
+}
+
+impl Drop for WorkerServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Makes the container's user the owner of a file or directory.
+///
+/// # Errors
+/// It cannot be.
+pub fn give_to_worker(path: &Path) -> Result<(), Error> {
+    if geteuid().as_raw() == WORKER_USER {
+        return Ok(());
+    }
+    chown(path, Some(WORKER_USER), Some(WORKER_USER)).map_err(|source| Error::Owner { path: path.to_owned(), source })
+}
+
+struct Service(Arc<Shared>);
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Launcher for Service {
+    type SessionStream = Answers<ToWorker>;
+    type DownloadStream = Answers<Chunk>;
+
+    async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
+        let shared = Arc::clone(&self.0);
+        let permit = Arc::clone(&shared.session).try_acquire_owned();
+        let permit = permit.map_err(|_| Status::already_exists("the worker is connected already"))?;
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?;
+        let Some(FromWorker { body: Some(from_worker::Body::Hello(hello)), .. }) = first else {
+            return Err(Status::invalid_argument("a session begins with Hello"));
+        };
+        let welcome = shared.welcome(&hello)?;
+        let (outgoing, answers) = mpsc::channel(OUTGOING);
+        let _ = outgoing.send(Ok(ToWorker { body: Some(to_worker::Body::Welcome(welcome)) })).await;
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tell_to_stop(&shared, &outgoing) => {}
+                result = hear(&shared, incoming, &outgoing) => if let Err(status) = result {
+                    tracing::warn!(reason = status.message(), "the connection to the worker broke");
+                    let _ = outgoing.send(Err(status)).await;
+                },
+            }
+            drop(permit);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn download(&self, request: Request<DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+        let what = request.into_inner().what();
+        let transfer = self.0.transfer.clone();
+        let mut parts = match what {
+            Download::Source => transfer.source().await,
+            Download::Workspace => transfer.workspace().await,
+            Download::Unspecified => return Err(Status::invalid_argument("nothing to download was named")),
+        }
+        .map_err(|error| Status::unavailable(format!("{error:#}")))?;
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Some(part) = parts.recv().await {
+                let part = part.map_err(|error| Status::data_loss(format!("{error:#}")));
+                let broken = part.is_err();
+                for data in part.as_deref().unwrap_or_default().chunks(MAXIMUM_PART) {
+                    if sender.send(Ok(Chunk { data: data.to_vec() })).await.is_err() {
+                        return;
+                    }
+                }
+                if let Err(status) = part {
+                    let _ = sender.send(Err(status)).await;
+                }
+                if broken {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn upload(&self, request: Request<Streaming<UploadPart>>) -> Result<Response<Uploaded>, Status> {
+        let mut parts = request.into_inner();
+        let shared = Arc::clone(&self.0);
+        let mut what = None;
+        let mut sealed = None;
+        let mut size = 0;
+        let mut complete = false;
+        while let Some(part) = parts.message().await? {
+            let kind = part.what();
+            if complete || what.is_some_and(|what| what != kind) || kind == Upload::Unspecified {
+                return Err(Status::invalid_argument("parts of an upload that do not belong together"));
+            }
+            what = Some(kind);
+            let mut file = match sealed.take() {
+                Some(file) => file,
+                None => shared.transfer.seal().map_err(internal)?,
+            };
+            size += part.data.len() as u64;
+            complete = part.last;
+            // Encrypting is work for a processor, and the disk may be slow.
+            let file = tokio::task::spawn_blocking(move || file.write_all(&part.data).map(|()| file)).await;
+            sealed = Some(file.map_err(internal)?.map_err(|error| internal(format_args!("cannot keep the upload: {error}")))?);
+        }
+        let (Some(what), Some(sealed), true) = (what, sealed, complete) else {
+            return Err(Status::aborted("the upload broke off"));
+        };
+        let event = match what {
+            Upload::Outputs => {
+                shared.transfer.store_outputs(sealed).await.map_err(internal)?;
+                Event::OutputsStored
+            }
+            Upload::Workspace | Upload::Unspecified => {
+                shared.transfer.store_workspace(sealed).await.map_err(internal)?;
+                Event::WorkspaceStored
+            }
+        };
+        let _ = shared.events.send(event).await;
+        Ok(Response::new(Uploaded { size }))
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("{error:#}"))
+}
+
+impl Shared {
+    fn welcome(&self, hello: &Hello) -> Result<Welcome, Status> {
+        if hello.protocol != protocol::VERSION {
+            return Err(Status::failed_precondition(format!(
+                "the worker speaks version {}, the launcher version {}",
+                hello.protocol,
+                protocol::VERSION
+            )));
+        }
+        let job = if hello.has_job {
+            None
+        } else {
+            let job = self.job().take();
+            Some(job.ok_or_else(|| Status::permission_denied("the job has been given out already"))?)
+        };
+        Ok(Welcome { acknowledged: self.log.last_sequence(), job })
+    }
+
+    fn job(&self) -> MutexGuard<'_, Option<Box<protocol::Job>>> {
+        // What it guards is whole in every moment.
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn tell_to_stop(shared: &Shared, outgoing: &mpsc::Sender<Result<ToWorker, Status>>) {
+    let mut stop = shared.stop.subscribe();
+    // Also when it was said before this connection.
+    stop.mark_changed();
+    while stop.changed().await.is_ok() {
+        let said = stop.borrow_and_update().clone();
+        if let Some(said) = said
+            && outgoing.send(Ok(ToWorker { body: Some(to_worker::Body::Stop(said)) })).await.is_err()
+        {
+            break;
+        }
+    }
+    // Whether the connection is there is seen by whoever reads from it.
+    std::future::pending::<()>().await;
+}
+
+/// Takes what the worker says, in order, each message once.
+async fn hear(
+    shared: &Shared,
+    incoming: Streaming<FromWorker>,
+    outgoing: &mpsc::Sender<Result<ToWorker, Status>>,
+) -> Result<(), Status> {
+    let mut incoming = std::pin::pin!(incoming);
+    let mut broken = None;
+    while broken.is_none() {
+        let Some(first) = incoming.next().await else { break };
+        // Whatever else is there already goes to the disk with it.
+        let mut batch = vec![first?];
+        while batch.len() < BATCH {
+            match futures_now(incoming.next()).await {
+                Some(Some(Ok(message))) => batch.push(message),
+                Some(Some(Err(status))) => {
+                    broken = Some(status);
+                    break;
+                }
+                _ => break,
+            }
+        }
+        take(shared, batch).await?;
+        let acknowledged = to_worker::Body::Acknowledged(shared.log.last_sequence());
+        if outgoing.send(Ok(ToWorker { body: Some(acknowledged) })).await.is_err() {
+            break;
+        }
+    }
+    broken.map_or(Ok(()), Err)
+}
+
+/// What a future has now, if it has.
+async fn futures_now<F: Future>(future: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = std::future::ready(()) => None,
+    }
+}
+
+async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
+    let mut entries = vec![];
+    let mut events = vec![];
+    let mut next = shared.log.last_sequence() + 1;
+    for FromWorker { sequence, body } in batch {
+        // Said again after a connection broke.
+        if sequence < next {
+            continue;
+        }
+        if sequence > next {
+            return Err(Status::data_loss(format!("message {next} is missing before message {sequence}")));
+        }
+        next += 1;
+        let (bytes, event) = match body {
+            Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
+            Some(from_worker::Body::Phase(phase)) => (vec![], Event::Phase(phase_of(phase))),
+            Some(from_worker::Body::Outcome(outcome)) => (vec![], Event::WorkerSaid(outcome_of(outcome))),
+            Some(from_worker::Body::Log(_)) => return Err(Status::invalid_argument("a part of the log is too large")),
+            // A newer worker may say what is not known here.
+            Some(from_worker::Body::Hello(_)) | None => (vec![], Event::Logged),
+        };
+        entries.push((sequence, bytes));
+        if event != Event::Logged || !events.contains(&Event::Logged) {
+            events.push(event);
+        }
+    }
+    if !entries.is_empty() && !shared.log.append(entries).await.map_err(internal)? {
+        events.push(Event::LogLimitReached);
+    }
+    for event in events {
+        let _ = shared.events.send(event).await;
+    }
+    Ok(())
+}
+
+fn phase_of(phase: i32) -> Phase {
+    Phase::try_from(phase).unwrap_or(Phase::Unspecified)
+}
+
+fn outcome_of(outcome: protocol::Outcome) -> WorkerOutcome {
+    let result = match outcome.result() {
+        protocol::Result::Finished => WorkerResult::Finished,
+        protocol::Result::Stopped => WorkerResult::Stopped,
+        protocol::Result::Unable => WorkerResult::Unable,
+        // A kind that is not known here is no success.
+        protocol::Result::Failed | protocol::Result::Unspecified => WorkerResult::Failed,
+    };
+    let changes = outcome.changes.map(|protocol::Changes { add, change, destroy }| Changes { add, change, destroy });
+    WorkerOutcome { result, message: one_line(&outcome.message), changes }
+}
+
+/// What came from a container is shown to people, in one line of bounded length.
+fn one_line(text: &str) -> String {
+    const LIMIT: usize = 2000;
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(LIMIT).collect()
+}
