@@ -24,6 +24,7 @@ use crate::run_log::RunLog;
 use crate::session::{self, Session};
 use crate::slot::{self, Entry, Slot};
 use crate::transfer::Transfer;
+use crate::upload::Store;
 use crate::worker_binary::{self, Embedded};
 use crate::worker_server::{self, WorkerServer};
 
@@ -99,12 +100,12 @@ pub async fn start(config: Config) -> Result<(), Error> {
 
     let (sender, events) = mpsc::channel(QUEUE);
     let limits = Limits { run: config.run_timeout, logs: config.logs_timeout };
-    let store = network.object_store_client()?;
+    let http = network.object_store_client()?;
     let mut agent = Agent {
         state: State::new(limits, Intake::Open),
         timers: HashMap::new(),
         present: None,
-        host: Arc::new(Host { config: Arc::clone(&config), engine, api, store, embedded }),
+        host: Arc::new(Host { config: Arc::clone(&config), engine, api, http, embedded }),
         slot,
         sender,
         session: None,
@@ -149,8 +150,19 @@ struct Host {
     config: Arc<Config>,
     engine: Engine,
     api: ApiClient,
-    store: reqwest::Client,
+    http: reqwest::Client,
     embedded: Embedded,
+}
+
+impl Host {
+    /// The object store for one stage of a run.
+    fn store(&self, ids: Ids) -> Store {
+        Store::new(self.api.clone(), self.http.clone(), ids.run, ids.assignment)
+    }
+
+    fn transfer(&self, ids: Ids, directory: PathBuf) -> Transfer {
+        Transfer::new(self.store(ids), self.config.key.clone(), directory)
+    }
 }
 
 struct Agent {
@@ -243,7 +255,7 @@ impl Agent {
                     }
                 }
                 Action::Claim(ids) => self.claim(ids),
-                Action::Journal(ids, stage) => self.begin(ids, stage),
+                Action::Journal(ids, stage) => self.begin(ids, stage).await,
                 Action::Prepare(job) => self.prepare(*job),
                 Action::CancelPreparation => {
                     if let Some(cancel) = self.present.as_mut().and_then(|present| present.cancel.take()) {
@@ -316,21 +328,24 @@ impl Agent {
     }
 
     /// Everything that a run has from its beginning to its end, on disk before anything else is done for it.
-    fn begin(&mut self, ids: Ids, stage: Stage) {
+    async fn begin(&mut self, ids: Ids, stage: Stage) {
         let directory = self.slot.run_directory();
         let entry = Entry { run: ids.run, assignment: ids.assignment, stage };
         let begun = self.slot.begin(&entry).and_then(|()| slot::private_directory(&directory));
-        let log = begun.map_err(|error| error.to_string()).and_then(|()| self.open_log(ids));
+        let log = match begun {
+            Ok(()) => self.open_log(ids).await,
+            Err(error) => Err(error.to_string()),
+        };
         if let Err(reason) = &log {
             tracing::error!(run = %ids.run, "cannot begin the run: {reason}");
         }
         self.present = Some(self.with_log(ids, directory, log));
     }
 
-    fn open_log(&self, ids: Ids) -> Result<RunLog, String> {
+    async fn open_log(&self, ids: Ids) -> Result<RunLog, String> {
         let directory = self.slot.run_directory().join("log");
-        RunLog::open(&directory, ids, self.host.api.clone(), self.host.store.clone(), self.host.config.logs_on_stdout)
-            .map_err(|error| error.to_string())
+        let opened = RunLog::open(&directory, ids, self.host.store(ids), self.host.config.logs_on_stdout).await;
+        opened.map_err(|error| error.to_string())
     }
 
     fn with_log(&self, ids: Ids, directory: PathBuf, log: Result<RunLog, String>) -> Present {
@@ -386,10 +401,14 @@ impl Agent {
             if let Some(server) = server {
                 server.close().await;
             }
-            let summary = match log {
-                Ok(log) => log.flush().await,
-                Err(_) => empty_log(),
+            let flushed = match log {
+                Ok(log) => log.flush().await.map_err(|error| error.to_string()),
+                Err(reason) => Err(reason),
             };
+            let summary = flushed.unwrap_or_else(|reason| {
+                tracing::error!("the run's log was not delivered: {reason}");
+                empty_log()
+            });
             let _ = sender.send(Event::Flushed(summary)).await;
         });
     }
@@ -419,7 +438,7 @@ impl Agent {
         let ids = Ids { run, assignment };
         let directory = self.slot.run_directory();
         slot::private_directory(&directory)?;
-        let log = self.open_log(ids);
+        let log = self.open_log(ids).await;
         let mut present = self.with_log(ids, directory, log);
         let name = present.container();
         let alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
@@ -429,7 +448,7 @@ impl Agent {
                 job: None,
                 log: log.clone(),
                 events: self.sender.clone(),
-                transfer: Transfer::new(&self.host.api, &self.host.store, &self.host.config.key, ids, &present.directory),
+                transfer: self.host.transfer(ids, present.directory.clone()),
             });
             match server {
                 Ok(server) => {

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use launcher_wire::api::Changes;
+use launcher_wire::api::{Changes, Object};
 use rustix::process::geteuid;
 use spacelift_worker::protocol::service::launcher_server::{Launcher, LauncherServer};
 use spacelift_worker::protocol::{
@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::{Event, WorkerOutcome, WorkerResult};
 use crate::transfer::Transfer;
-use crate::upload::Log;
+use crate::run_log::{RunLog, Taken};
 
 /// The user that a container's processes are.
 pub const WORKER_USER: u32 = 1983;
@@ -35,6 +35,8 @@ pub const WORKER_USER: u32 = 1983;
 const OUTGOING: usize = 64;
 /// Messages that are written to disk at once.
 const BATCH: usize = 64;
+/// How long to wait for room in the spool. The worker is not acknowledged meanwhile, and says nothing more.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// How long a connection may take to say what is in flight when its container has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -77,7 +79,7 @@ pub struct Settings {
     /// For the worker. None: it has it from a launcher before this one.
     pub job: Option<protocol::Job>,
     /// Where the log goes.
-    pub log: Log,
+    pub log: RunLog,
     /// Where everything else is heard of.
     pub events: mpsc::Sender<Event>,
     /// The object store.
@@ -87,7 +89,7 @@ pub struct Settings {
 #[derive(Debug)]
 struct Shared {
     job: Mutex<Option<Box<protocol::Job>>>,
-    log: Log,
+    log: RunLog,
     events: mpsc::Sender<Event>,
     transfer: Transfer,
     stop: watch::Sender<Option<Stop>>,
@@ -242,27 +244,24 @@ impl Launcher for Service {
             what = Some(kind);
             let mut file = match sealed.take() {
                 Some(file) => file,
-                None => shared.transfer.seal().map_err(internal)?,
+                None => shared.transfer.parcel().map_err(internal)?,
             };
             size += part.data.len() as u64;
             complete = part.last;
             // Encrypting is work for a processor, and the disk may be slow.
             let file = tokio::task::spawn_blocking(move || file.write_all(&part.data).map(|()| file)).await;
-            sealed = Some(file.map_err(internal)?.map_err(|error| internal(format_args!("cannot keep the upload: {error}")))?);
+            let file = file.map_err(internal)?;
+            sealed = Some(file.map_err(|error| internal(format_args!("cannot keep the upload: {error}")))?);
         }
         let (Some(what), Some(sealed), true) = (what, sealed, complete) else {
             return Err(Status::aborted("the upload broke off"));
         };
-        let event = match what {
-            Upload::Outputs => {
-                shared.transfer.store_outputs(sealed).await.map_err(internal)?;
-                Event::OutputsStored
-            }
-            Upload::Workspace | Upload::Unspecified => {
-                shared.transfer.store_workspace(sealed).await.map_err(internal)?;
-                Event::WorkspaceStored
-            }
+        let sealed = tokio::task::spawn_blocking(|| sealed.finish()).await.map_err(internal)?.map_err(internal)?;
+        let (object, event) = match what {
+            Upload::Outputs => (Object::Outputs, Event::OutputsStored),
+            Upload::Workspace | Upload::Unspecified => (Object::Workspace, Event::WorkspaceStored),
         };
+        shared.transfer.store(sealed, object).await.map_err(internal)?;
         let _ = shared.events.send(event).await;
         Ok(Response::new(Uploaded { size }))
     }
@@ -378,8 +377,20 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
             events.push(event);
         }
     }
-    if !entries.is_empty() && !shared.log.append(entries).await.map_err(internal)? {
-        events.push(Event::LogLimitReached);
+    for (sequence, bytes) in entries {
+        let mut bytes = Some(bytes);
+        let mut full = false;
+        while let Some(message) = bytes.take() {
+            let again = message.clone();
+            if shared.log.append(sequence, message).await.map_err(internal)? == Taken::NoRoom {
+                if !full {
+                    let _ = shared.events.send(Event::LogLimitReached).await;
+                }
+                full = true;
+                bytes = Some(again);
+                tokio::time::sleep(NO_ROOM_PAUSE).await;
+            }
+        }
     }
     for event in events {
         let _ = shared.events.send(event).await;

@@ -17,7 +17,6 @@ use crate::registry_credentials;
 use crate::run::{End, Event, Ids};
 use crate::run_log::RunLog;
 use crate::slot;
-use crate::transfer::Transfer;
 use crate::worker_server::{self, WorkerServer};
 
 /// Everything that is needed to begin a run.
@@ -107,7 +106,7 @@ impl Preparation {
             job: Some(for_worker),
             log: self.log.clone(),
             events: self.events.clone(),
-            transfer: Transfer::new(&host.api, &host.store, &config.key, ids, &self.directory),
+            transfer: host.transfer(ids, self.directory.clone()),
         });
         self.server.send_replace(Some(Arc::new(server.map_err(unable)?)));
 
