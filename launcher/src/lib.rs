@@ -5,6 +5,8 @@
 //! version:
 //!
 //! - [`worker_binary`]: the embedded worker, and how it gets onto the host's disk and stays the right one there.
+//! - [`network`], [`api_client`], [`session`]: the ways to the control plane.
+//! - [`spool`], [`upload`], [`sealed`]: what a run leaves, on its way to the object store.
 //! - [`exit_code`]: what the launcher's exit codes mean.
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
@@ -12,3 +14,12 @@
 pub mod exit_code;
 pub mod run;
 pub mod worker_binary;
+
+pub mod api_client;
+pub mod network;
+pub mod session;
+
+pub mod spool;
+pub mod upload;
+
+pub mod sealed;

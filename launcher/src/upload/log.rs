@@ -1,0 +1,289 @@
+//! The log of one assignment: taken in, kept on the disk, and uploaded.
+//!
+//! Two tasks share the work. The *keeper* owns the spool; it takes many messages at once, waits once for the disk, and answers
+//! all of them. The *uploader* stores sealed chunks, one after the other, and has the keeper discard them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use launcher_wire::api::{LogSummary, Object};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::{Error, Store};
+use crate::spool::{self, Spool};
+
+/// How long a chunk stays open once it has something in it: people watch the log while the run goes on.
+const LIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// The same for a log that has half of the chunks that it may have already. The rest lasts for days then.
+const LATE_INTERVAL: Duration = Duration::from_secs(30);
+/// Messages that wait for the disk, and the most that share one wait for it. With parts of 64 KiB that is 4 MiB.
+const QUEUE: usize = 64;
+
+/// What a log is made of.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it is spooled. Of this assignment alone; made if it is not there.
+    pub directory: PathBuf,
+    /// Bytes that may wait there.
+    pub limit: u64,
+    /// Where it goes.
+    pub store: Store,
+}
+
+/// The log of one assignment. Dropping it ends the upload; what is on the disk stays there for [`Log::open`].
+#[derive(Debug)]
+pub struct Log {
+    directory: PathBuf,
+    acknowledged: u64,
+    commands: mpsc::Sender<Command>,
+    progress: watch::Receiver<Progress>,
+    keeper: JoinHandle<()>,
+    uploader: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Append {
+        sequence: u64,
+        bytes: Vec<u8>,
+        answer: oneshot::Sender<Result<u64, spool::Error>>,
+    },
+    Seal {
+        answer: oneshot::Sender<Result<(LogSummary, u64), spool::Error>>,
+    },
+    /// Because of its age; nobody waits for it.
+    SealQuietly,
+    Discard {
+        number: u64,
+        answer: oneshot::Sender<Result<(), spool::Error>>,
+    },
+}
+
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// Chunks below this number do not change any more.
+    sealed: u64,
+    /// Chunks below this number are in the object store.
+    stored: u64,
+    /// Why nothing is uploaded any more.
+    failed: Option<Error>,
+}
+
+impl Log {
+    /// Opens the log, or begins one, and uploads what an earlier process left.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub async fn open(settings: Settings) -> Result<Self, Error> {
+        let Settings { directory, limit, store } = settings;
+        let place = directory.clone();
+        let spool = on_disk(move || Spool::open(&place, limit)).await??;
+        let acknowledged = spool.last_sequence();
+        let start = Progress { sealed: spool.open_chunk(), stored: spool.first_chunk(), failed: None };
+        let (report, progress) = watch::channel(start);
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let keeper = tokio::spawn(keep(spool, queue, report.clone()));
+        let uploader = tokio::spawn(upload(directory.clone(), store, commands.clone(), report));
+        Ok(Self { directory, acknowledged, commands, progress, keeper, uploader })
+    }
+
+    /// The last message of the worker that was on the disk when the log was opened.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
+    /// Takes a message of the worker, with its sequence number. Once this returns it is safe. Gives the last sequence number
+    /// that is. A message that is there already is passed over; one without bytes leaves its number only.
+    ///
+    /// # Errors
+    /// It is not in the log: see [`spool::Error`]. After [`spool::Error::LimitReached`] a later one may succeed.
+    pub async fn append(&self, sequence: u64, bytes: Vec<u8>) -> Result<u64, spool::Error> {
+        self.ask(|answer| Command::Append { sequence, bytes, answer }).await
+    }
+
+    /// Takes a line of the launcher's own; a line break is added. Some of them fit even when the limit is reached.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn say(&self, line: &str) -> Result<(), spool::Error> {
+        let bytes = format!("{line}\n").into_bytes();
+        self.ask(|answer| Command::Append { sequence: 0, bytes, answer }).await.map(|_| ())
+    }
+
+    /// Waits until everything that was taken before is in the object store, and says what it is.
+    ///
+    /// # Errors
+    /// The disk fails, or control plane or object store refuse for good.
+    pub async fn flush(&self) -> Result<LogSummary, Error> {
+        let (summary, end) = self.ask(|answer| Command::Seal { answer }).await?;
+        let mut progress = self.progress.clone();
+        let reached = progress.wait_for(|progress| progress.stored >= end || progress.failed.is_some()).await;
+        match reached {
+            Ok(progress) if progress.stored >= end => Ok(summary),
+            Ok(progress) => Err(progress.failed.clone().unwrap_or_else(|| ended().into())),
+            Err(_) => Err(ended().into()),
+        }
+    }
+
+    /// Why nothing is uploaded any more, once that is so.
+    pub async fn failure(&self) -> Error {
+        let mut progress = self.progress.clone();
+        match progress.wait_for(|progress| progress.failed.is_some()).await {
+            Ok(progress) => progress.failed.clone().unwrap_or_else(|| ended().into()),
+            Err(_) => ended().into(),
+        }
+    }
+
+    /// Ends both tasks and removes the directory: the outcome was reported, or there is none to be.
+    ///
+    /// # Errors
+    /// The directory cannot be removed.
+    pub async fn remove(mut self) -> Result<(), Error> {
+        self.uploader.abort();
+        let _ = (&mut self.uploader).await;
+        // It ends when nobody can ask for anything any more, and the disk is at rest then.
+        let (closed, _) = mpsc::channel(1);
+        self.commands = closed;
+        let _ = (&mut self.keeper).await;
+        let directory = self.directory.clone();
+        let removed = on_disk(move || std::fs::remove_dir_all(&directory)).await?;
+        removed.map_err(|error| super::file_error("remove", &self.directory, &error))
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, spool::Error>>) -> Command,
+    ) -> Result<T, spool::Error> {
+        ask(&self.commands, command).await
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.uploader.abort();
+        self.keeper.abort();
+    }
+}
+
+async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<Result<T, spool::Error>>) -> Command,
+) -> Result<T, spool::Error> {
+    let (answer, answered) = oneshot::channel();
+    commands.send(command(answer)).await.map_err(|_| ended())?;
+    answered.await.unwrap_or_else(|_| Err(ended()))
+}
+
+fn ended() -> spool::Error {
+    spool::Error::Io {
+        action: "use",
+        path: PathBuf::from("the log"),
+        reason: "the task that keeps it has ended".to_owned(),
+    }
+}
+
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, spool::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ended())
+}
+
+async fn keep(mut spool: Spool, mut queue: mpsc::Receiver<Command>, report: watch::Sender<Progress>) {
+    let mut seal_at = None;
+    loop {
+        let first = tokio::select! {
+            command = queue.recv() => match command {
+                Some(command) => command,
+                None => return,
+            },
+            () = tokio::time::sleep_until(seal_at.unwrap_or_else(Instant::now)), if seal_at.is_some() => {
+                Command::SealQuietly
+            }
+        };
+        let mut batch = vec![first];
+        while batch.len() < QUEUE
+            && let Ok(command) = queue.try_recv()
+        {
+            batch.push(command);
+        }
+        let was_open = spool.open_chunk();
+        let Ok(returned) = on_disk(move || (work(&mut spool, batch), spool).1).await else { return };
+        spool = returned;
+        report.send_if_modified(|progress| {
+            std::mem::replace(&mut progress.sealed, spool.open_chunk()) != progress.sealed
+        });
+        let interval = if spool.open_chunk() < spool::MAXIMUM_CHUNKS / 2 { LIVE_INTERVAL } else { LATE_INTERVAL };
+        seal_at = match seal_at {
+            Some(at) if spool.has_unsealed() && spool.open_chunk() == was_open && at > Instant::now() => Some(at),
+            _ => spool.has_unsealed().then(|| Instant::now() + interval),
+        };
+    }
+}
+
+/// Everything in a batch, with one wait for the disk before any of it is answered.
+fn work(spool: &mut Spool, batch: Vec<Command>) {
+    let mut appended = Vec::new();
+    let mut others = Vec::new();
+    for command in batch {
+        match command {
+            Command::Append { sequence, bytes, answer } => appended.push((spool.append(sequence, &bytes), answer)),
+            other => others.push(other),
+        }
+    }
+    if !appended.is_empty() {
+        let committed = spool.commit();
+        let last = spool.last_sequence();
+        for (result, answer) in appended {
+            // Whoever asked may be gone.
+            let _ = answer.send(result.and_then(|_| committed.clone()).map(|()| last));
+        }
+    }
+    for command in others {
+        match command {
+            Command::Append { .. } => {}
+            Command::Seal { answer } => {
+                let sealed = spool.seal().map(|()| (spool.summary(), spool.open_chunk()));
+                let _ = answer.send(sealed);
+            }
+            Command::SealQuietly => {
+                if let Err(error) = spool.seal() {
+                    // Whoever appends or flushes next gets it as well.
+                    tracing::warn!("a part of the log cannot be made ready for upload: {error}");
+                }
+            }
+            Command::Discard { number, answer } => {
+                let _ = answer.send(spool.discard(number));
+            }
+        }
+    }
+}
+
+async fn upload(directory: PathBuf, store: Store, commands: mpsc::Sender<Command>, report: watch::Sender<Progress>) {
+    let mut progress = report.subscribe();
+    let mut number = progress.borrow().stored;
+    loop {
+        if progress.wait_for(|progress| progress.sealed > number).await.is_err() {
+            return;
+        }
+        if let Err(error) = upload_chunk(&directory, &store, &commands, number).await {
+            tracing::error!("the log is not uploaded any more: {error}");
+            report.send_modify(|progress| progress.failed = Some(error));
+            return;
+        }
+        number += 1;
+        report.send_modify(|progress| progress.stored = number);
+    }
+}
+
+async fn upload_chunk(
+    directory: &std::path::Path,
+    store: &Store,
+    commands: &mpsc::Sender<Command>,
+    number: u64,
+) -> Result<(), Error> {
+    let place = directory.to_owned();
+    let bytes = on_disk(move || spool::read_chunk(&place, number)).await??;
+    store.put_bytes(Object::Log { number }, &bytes).await?;
+    Ok(ask(commands, |answer| Command::Discard { number, answer }).await?)
+}
