@@ -4,10 +4,12 @@
 //! process. The worker is inside the launcher, so a host never fetches a second program and never has one of another
 //! version:
 //!
+//! - [`policy`]: which runs may begin on this host.
 //! - [`worker_binary`]: the embedded worker, and how it gets onto the host's disk and stays the right one there.
 //! - [`exit_code`]: what the launcher's exit codes mean.
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
 
 pub mod exit_code;
+pub mod policy;
 pub mod worker_binary;
