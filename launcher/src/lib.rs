@@ -4,6 +4,7 @@
 //! process. The worker is inside the launcher, so a host never fetches a second program and never has one of another
 //! version:
 //!
+//! - [`registry_credentials`]: what registries of runner images want to see.
 //! - [`policy`]: which runs may begin on this host.
 //! - [`worker_binary`]: the embedded worker, and how it gets onto the host's disk and stays the right one there.
 //! - [`exit_code`]: what the launcher's exit codes mean.
@@ -12,4 +13,5 @@
 
 pub mod exit_code;
 pub mod policy;
+pub mod registry_credentials;
 pub mod worker_binary;
