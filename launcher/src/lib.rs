@@ -4,6 +4,7 @@
 //! process. The worker is inside the launcher, so a host never fetches a second program and never has one of another
 //! version:
 //!
+//! - [`docker`]: the engine that runs containers.
 //! - [`registry_credentials`]: what registries of runner images want to see.
 //! - [`policy`]: which runs may begin on this host.
 //! - [`worker_binary`]: the embedded worker, and how it gets onto the host's disk and stays the right one there.
@@ -11,6 +12,7 @@
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
 
+pub mod docker;
 pub mod exit_code;
 pub mod policy;
 pub mod registry_credentials;
