@@ -4,6 +4,7 @@
 //! process. The worker is inside the launcher, so a host never fetches a second program and never has one of another
 //! version:
 //!
+//! - [`config`]: what the launcher is told, by environment variables.
 //! - [`docker`]: the engine that runs containers.
 //! - [`registry_credentials`]: what registries of runner images want to see.
 //! - [`policy`]: which runs may begin on this host.
@@ -12,6 +13,7 @@
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
 
+pub mod config;
 pub mod docker;
 pub mod exit_code;
 pub mod policy;
