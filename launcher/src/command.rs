@@ -15,7 +15,7 @@ The agent on a worker host. It carries the worker that it starts in each run's c
 
 Usage:
   spacelift-launcher
-      Connect to the control plane and execute runs. This version cannot do that yet.
+      Connect to the control plane and execute runs, as the environment variables SPACELIFT_* say.
   spacelift-launcher --version [--json]
       Print version, commit and target of the launcher, and version, commit, target, size and SHA-256 of the worker
       inside it. With --json, print the build note: one line of JSON, the same as in the ELF section .spacelift.build
@@ -28,8 +28,8 @@ Usage:
 
 Exit codes:
   0    done
-  64   the command line is wrong
-  69   this launcher carries no worker, or has no control plane to connect to
+  64   the command line or a variable is wrong
+  69   this launcher carries no worker, or reaches no Docker engine, or the control plane does not accept it
   70   the worker inside this launcher is damaged
   74   input or output failed: disk full, permission denied, output closed
   77   a file or directory on the host could be changed by others, so it was not used

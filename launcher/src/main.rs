@@ -1,6 +1,7 @@
 //! `spacelift-launcher`: the command line.
 
 mod command;
+mod logging;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use spacelift_launcher::exit_code;
+use spacelift_launcher::config::{Config, Problems};
+use spacelift_launcher::{agent, exit_code};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
 use spacelift_worker::build_info::BuildInfo;
 
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
     match command {
-        Command::Start => Err(Failure::NoControlPlane { description: one_line(info) }),
+        Command::Start => start(info),
         Command::Help => print(command::HELP.as_bytes()),
         Command::Version(Format::Text) => print(version(info).as_bytes()),
         Command::Version(Format::Json) => print(&[info.note(), b"\n"].concat()),
@@ -44,11 +46,12 @@ fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
 enum Failure {
     #[error("{0}; see `spacelift-launcher --help`")]
     Usage(lexopt::Error),
-    #[error(
-        "{description}. This version does not connect to a control plane, so there is nothing that it could do; see \
-         `spacelift-launcher --help` for what it can"
-    )]
-    NoControlPlane { description: String },
+    #[error("{0}")]
+    Config(Problems),
+    #[error("cannot start its threads: {0}")]
+    Runtime(io::Error),
+    #[error(transparent)]
+    Agent(agent::Error),
     #[error(transparent)]
     Worker(#[from] worker_binary::Error),
     #[error("cannot write to standard output: {0}")]
@@ -61,18 +64,46 @@ enum Failure {
 
 impl Failure {
     fn exit_code(&self) -> u8 {
-        use worker_binary::Error;
         match self {
-            Self::Usage(_) => exit_code::USAGE,
-            Self::NoControlPlane { .. } | Self::Worker(Error::NotEmbedded) => exit_code::UNAVAILABLE,
-            Self::Worker(Error::Damaged(_)) => exit_code::DAMAGED,
-            Self::Worker(Error::Untrusted { .. } | Error::KeepsChanging { .. } | Error::Exchanged { .. }) => {
-                exit_code::UNTRUSTED
-            }
-            Self::Worker(Error::Io { .. }) | Self::Output(_) | Self::Signals(_) => exit_code::IO,
+            Self::Usage(_) | Self::Config(_) => exit_code::USAGE,
+            Self::Worker(error) => worker_exit_code(error),
+            Self::Agent(error) => agent_exit_code(error),
+            Self::Output(_) | Self::Signals(_) | Self::Runtime(_) => exit_code::IO,
             Self::Interrupted => exit_code::INTERRUPTED,
         }
     }
+}
+
+fn worker_exit_code(error: &worker_binary::Error) -> u8 {
+    use worker_binary::Error;
+    match error {
+        Error::NotEmbedded => exit_code::UNAVAILABLE,
+        Error::Damaged(_) => exit_code::DAMAGED,
+        Error::Untrusted { .. } | Error::KeepsChanging { .. } | Error::Exchanged { .. } => exit_code::UNTRUSTED,
+        Error::Io { .. } => exit_code::IO,
+    }
+}
+
+fn agent_exit_code(error: &agent::Error) -> u8 {
+    use agent::Error;
+    match error {
+        Error::Worker(error) => worker_exit_code(error),
+        Error::Slot(_) | Error::Signals(_) => exit_code::IO,
+        Error::Network(_) | Error::Session(_) => exit_code::USAGE,
+        Error::Docker(_) | Error::Api(_) => exit_code::UNAVAILABLE,
+    }
+}
+
+/// Lives until it is told to end.
+fn start(info: &BuildInfo) -> Result<(), Failure> {
+    logging::start();
+    let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
+    tracing::info!("{}", one_line(info));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let result = runtime.block_on(agent::start(config)).map_err(Failure::Agent);
+    // What still waits, such as a name that is being looked up, must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 fn extract_worker(directory: &Path) -> Result<(), Failure> {

@@ -1,0 +1,182 @@
+//! Credentials for the registries of runner images.
+//!
+//! They come from a Docker configuration directory, as `docker login` and credential helpers leave it. In the order in which
+//! they are looked at: `credHelpers` for the registry, `credsStore`, `auths`. A registry in Amazon ECR for which there is
+//! nothing gets a token from the AWS credentials of the host, a new one for each run.
+//!
+//! Nothing is kept between two calls: somebody may log in again at any time, and tokens expire.
+
+mod helper;
+mod reference;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+
+pub use reference::{Invalid, Reference};
+
+/// How Docker calls the Docker Hub in its configuration.
+const HUB_KEY: &str = "https://index.docker.io/v1/";
+/// Bytes of a `config.json`. Those that people have are a few kilobytes.
+const MAXIMUM_CONFIG: u64 = 4 * 1024 * 1024;
+
+/// What a registry wants to see.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// A user and a password.
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// A token that stands for a user.
+    IdentityToken(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Password { .. } => "Password(secret)",
+            Self::IdentityToken(_) => "IdentityToken(secret)",
+        })
+    }
+}
+
+/// Why it is not known whether there are credentials. No message has any of them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error("cannot read the Docker configuration `{}`: {error}. SPACELIFT_DOCKER_CONFIG_DIR names its directory", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The configuration is not one.
+    #[error(
+        "the Docker configuration `{}` is not valid: {reason}. `docker --config DIR login {registry}` writes a valid one",
+        path.display()
+    )]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// The registry that was looked for.
+        registry: String,
+    },
+    /// A credential helper does not do what it is for.
+    #[error("the credential helper `{program}` {reason}")]
+    Helper {
+        /// Which.
+        program: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Config {
+    auths: BTreeMap<String, Auth>,
+    cred_helpers: BTreeMap<String, String>,
+    creds_store: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Auth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+/// The credentials for an image's registry. `directory` is Docker's configuration directory.
+///
+/// # Errors
+/// The configuration cannot be read, or a helper fails. That there are none is no error: most images need none.
+pub async fn for_image(directory: Option<&Path>, image: &Reference) -> Result<Option<Credentials>, Error> {
+    match directory {
+        Some(directory) => configured(directory, image.registry()).await,
+        None => Ok(None),
+    }
+}
+
+async fn configured(directory: &Path, registry: &str) -> Result<Option<Credentials>, Error> {
+    let path = directory.join("config.json");
+    let Some(text) = read(&path).await? else { return Ok(None) };
+    let invalid = |reason: String| Error::Config { path: path.clone(), reason, registry: registry.to_owned() };
+    // A message of the parser can repeat a value, so only the place is told.
+    let config: Config = serde_json::from_slice(&text)
+        .map_err(|error| invalid(format!("line {}, column {}", error.line(), error.column())))?;
+    let helper = lookup(&config.cred_helpers, registry).or(config.creds_store.as_ref());
+    if let Some(name) = helper.filter(|name| !name.is_empty()) {
+        let server = if registry == reference::HUB { HUB_KEY } else { registry };
+        if let Some(credentials) = helper::get(name, server, directory).await? {
+            return Ok(Some(credentials));
+        }
+    }
+    match lookup(&config.auths, registry) {
+        Some(auth) => auth.credentials().map_err(|reason| invalid(format!("its entry for {registry} {reason}"))),
+        None => Ok(None),
+    }
+}
+
+async fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    use tokio::io::AsyncReadExt as _;
+    let failed = |error| Error::Read { path: path.to_owned(), error };
+    let file = match tokio::fs::File::open(path).await {
+        // Nobody has logged in yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let mut text = Vec::new();
+    file.take(MAXIMUM_CONFIG).read_to_end(&mut text).await.map_err(failed)?;
+    Ok(Some(text))
+}
+
+/// The entry for a registry. Keys are hosts, or addresses as older versions of Docker wrote them.
+fn lookup<'a, V>(map: &'a BTreeMap<String, V>, registry: &str) -> Option<&'a V> {
+    let exact = if registry == reference::HUB { HUB_KEY } else { registry };
+    map.get(exact).or_else(|| map.iter().find(|(key, _)| host(key) == registry).map(|(_, value)| value))
+}
+
+fn host(key: &str) -> &str {
+    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let host = rest.split('/').next().unwrap_or_default();
+    if reference::HUB_HOSTS.contains(&host) { reference::HUB } else { host }
+}
+
+impl Auth {
+    fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
+        if let Some(token) = self.identitytoken.as_ref().filter(|token| !token.is_empty()) {
+            return Ok(Some(Credentials::IdentityToken(token.clone())));
+        }
+        if let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
+            let decoded = BASE64_STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let decoded = decoded.ok_or("has an `auth` that is not base64")?;
+            let (username, password) = decoded.split_once(':').ok_or("has an `auth` without a user or a password")?;
+            // Some tools pad passwords.
+            let password = password.trim_end_matches('\0');
+            return Ok(Some(Credentials::Password { username: username.to_owned(), password: password.to_owned() }));
+        }
+        match (&self.username, &self.password) {
+            (Some(username), Some(password)) if !username.is_empty() => {
+                Ok(Some(Credentials::Password { username: username.clone(), password: password.clone() }))
+            }
+            // What `docker login` writes beside a credential store.
+            _ => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
