@@ -151,7 +151,7 @@ struct Host {
     engine: Engine,
     api: ApiClient,
     http: reqwest::Client,
-    embedded: Embedded,
+    embedded: &'static Embedded,
 }
 
 impl Host {
@@ -231,8 +231,7 @@ impl Agent {
                 }),
             };
             if let Some(event) = event {
-                let state = std::mem::replace(&mut self.state, State::new(self.state.limits, Intake::Open));
-                let (state, actions) = run::step(state, event);
+                let (state, actions) = run::step(self.state.clone(), event);
                 self.state = state;
                 self.perform(actions).await;
             }

@@ -59,6 +59,12 @@ pub fn image<'a>(job: &'a Job, config: &'a Config) -> &'a str {
 /// The job cannot be done by this launcher.
 pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
     let is_read_only = job.run_type.is_read_only();
+    // Proxies may hold a password, so they come this way too and not with the container.
+    let proxies = config.proxies.variables().into_iter().map(|(name, value)| protocol::Variable {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        secret: false,
+    });
     // What the host passes comes first: the stack's own variables win over it.
     let passed = config.passed.iter().filter(|variable| variable.scope.applies(is_read_only));
     let passed = passed.map(|variable| protocol::Variable {
@@ -98,7 +104,7 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         source: source.into(),
         git,
         project_root: job.project_root.clone(),
-        environment: passed.chain(own).collect(),
+        environment: proxies.chain(passed).chain(own).collect(),
         files: job.files.iter().map(file).collect::<Result<_, _>>()?,
         hooks: Some(protocol::Hooks {
             before_init,

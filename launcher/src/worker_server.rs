@@ -140,8 +140,8 @@ impl WorkerServer {
         self.shared.stop.send_replace(Some(Stop { grace, reason }));
     }
 
-    /// Waits until what the worker said before it ended is in the log, and hears nobody any more.
-    pub async fn close(self) {
+    /// Waits until what the worker said before it ended is in the log.
+    pub async fn close(&self) {
         // The connection ends with the container; what it had sent is read before it is gone.
         let session = Arc::clone(&self.shared.session);
         let _ = tokio::time::timeout(DRAIN, session.acquire()).await;

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Host, LABEL_ASSIGNMENT, LABEL_POOL, LABEL_RUN, LABEL_WORKER, exit_of};
 use crate::docker::{self, ContainerSpec};
 use crate::job;
-use crate::registry_credentials;
+use crate::registry_credentials::{self, Reference};
 use crate::run::{End, Event, Ids};
 use crate::run_log::RunLog;
 use crate::slot;
@@ -141,8 +141,12 @@ impl Preparation {
     }
 
     async fn pull(&self, image: &str) -> Result<(), End> {
-        let credentials = registry_credentials::for_image(image, self.host.config.docker_config_dir.as_deref()).await;
-        let credentials = credentials.map_err(unable)?;
+        let directory = self.host.config.docker_config_dir.as_deref();
+        // What has no registry in its name is on this host already, or refused by the engine's client with the reason.
+        let credentials = match Reference::parse(image) {
+            Ok(reference) => registry_credentials::for_image(directory, &reference).await.map_err(unable)?,
+            Err(_) => None,
+        };
         let (sender, mut lines) = mpsc::unbounded_channel();
         let log = self.log.clone();
         let writer = tokio::spawn(async move {
@@ -159,11 +163,14 @@ impl Preparation {
 
     async fn ask_policy(&self, image: &str) -> Result<(), End> {
         let Some(policy) = &self.host.config.policy else { return Ok(()) };
-        let decision = policy.evaluate(policy_input(&self.job, image)).map_err(|error| End {
-            outcome: Outcome::Denied,
-            message: format!("the initialization policy could not decide: {error}"),
-            changes: None,
-        })?;
+        let input = policy_input(&self.job, image);
+        let (policy, question) = (policy.clone(), input.clone());
+        // It may execute commands, and waits for them.
+        let decision = tokio::task::spawn_blocking(move || policy.evaluate(question)).await.map_err(unable)?;
+        if decision.sampled {
+            let decided = if decision.deny.is_empty() { "allows" } else { "denies" };
+            self.log.line(format!("The initialization policy {decided} the run with this input: {input}")).await;
+        }
         if decision.deny.is_empty() {
             self.log.line("The initialization policy allows the run.".to_owned()).await;
             return Ok(());

@@ -56,7 +56,7 @@ impl Engine {
         &self,
         image: &str,
         credentials: Option<Credentials>,
-        progress: &mut dyn FnMut(String),
+        progress: &mut (dyn FnMut(String) + Send),
     ) -> Result<(), Error> {
         let problem = |problem| Error::Pull { image: image.to_owned(), problem };
         if is_identifier(image) {
