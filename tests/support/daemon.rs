@@ -63,6 +63,22 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Asks it to end, and waits until it has: its exit code, if it was not ended by a signal.
+    ///
+    /// # Panics
+    /// It takes longer than `limit`.
+    pub fn finish(&mut self, limit: Duration) -> Option<i32> {
+        let started = Instant::now();
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(started.elapsed() < limit, "it does not end:\n{}", self.log());
+            thread::sleep(POLL);
+        }
+    }
+
     /// Asks it to end, and ends it if it does not.
     pub fn stop(&mut self) {
         let started = Instant::now();

@@ -72,6 +72,11 @@ impl Engine {
         self.data.path()
     }
 
+    /// `DOCKER_HOST` for this engine.
+    pub fn host(&self) -> String {
+        host(self.data.path())
+    }
+
     /// The `docker` client, talking to this engine.
     pub fn docker(&self) -> Command {
         client(self.data.path())

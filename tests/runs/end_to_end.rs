@@ -1,0 +1,198 @@
+//! The way of a run, as its users see it.
+
+use super::*;
+
+/// Planted where a run gets its secrets from.
+const SECRET: &str = "correct-horse-battery-staple";
+
+#[test]
+fn a_tracked_run_is_planned_here_and_applied_there() {
+    let world = World::new();
+    let control_plane = &world.control_plane;
+    let first = world.launcher(&[("SPACELIFT_METADATA_zone", "here")]);
+    control_plane.wait_for_worker(None, WorkerStatus::Idle);
+    let workers = control_plane.client.workers().unwrap();
+    assert_eq!(workers[0].metadata.get("zone").map(String::as_str), Some("here"));
+
+    let mut stack = world.stack("network");
+    stack.environment = vec![Variable { name: "PASSWORD".to_owned(), value: SECRET.to_owned(), secret: true }];
+    stack.workflow = Some(Workflow {
+        init: Some("echo the init".to_owned()),
+        plan: Some("echo planned with $PASSWORD > /mnt/workspace/source/plan && export CARRIED=over && echo the plan of $PASSWORD".to_owned()),
+        apply: Some("cat plan && echo \"CARRIED is $CARRIED\"".to_owned()),
+        destroy: None,
+        output: None,
+    });
+    let run = control_plane.begin(&stack, RunType::Tracked, None);
+    let planned = control_plane.wait_for(run, RunState::Unconfirmed);
+    let log = String::from_utf8(control_plane.log(run)).unwrap();
+    assert!(log.contains("the init\n") && log.contains("the plan of ***\n"), "{log}");
+    assert!(!log.contains(SECRET), "{log}");
+
+    // The workspace is in the store for whoever has the pool's key, and for nobody else.
+    let workspace = control_plane.store.object(&format!("{}/{run}/workspace", world.pool.id));
+    let mut age = run::tool("age");
+    let opened = world.engine.path().join("workspace.tar.gz");
+    succeed(age.args(["--decrypt", "--identity"]).arg(&world.pool.key).arg("--output").arg(&opened).arg(&workspace));
+    let listing = succeed(run::tool("tar").arg("-tzf").arg(&opened));
+    assert!(listing.lines().any(|line| line.trim_start_matches("./") == "source/plan"), "{listing}");
+    assert_eq!(tree::find(&control_plane.store.state(), SECRET.as_bytes()), Vec::<std::path::PathBuf>::new());
+
+    let first_log = first.log();
+    assert_eq!(first.finish(), Some(0), "{first_log}");
+    let second = world.launcher(&[]);
+    control_plane.client.confirm(run).unwrap();
+    let finished = control_plane.wait_for(run, RunState::Finished);
+    let states: Vec<RunState> = finished.history.iter().map(|change| change.state).collect();
+    use RunState::{Applying, Confirmed, Finished, Initializing, Planning, Preparing, PreparingApply, Queued, Unconfirmed};
+    assert_eq!(states, [Queued, Preparing, Initializing, Planning, Unconfirmed, Confirmed, PreparingApply, Applying, Finished]);
+    let log = String::from_utf8(control_plane.log(run)).unwrap();
+    assert!(log.contains("planned with ***\n") && log.contains("CARRIED is over\n"), "{log}");
+    assert!(!log.contains(SECRET), "{log}");
+    let workers: Vec<_> = finished.stages.iter().map(|stage| stage.worker).collect();
+    assert_eq!(workers.len(), 2, "{finished:#?}");
+    assert_ne!(workers[0], workers[1]);
+    drop(planned);
+
+    assert_eq!(world.containers(), Vec::<String>::new());
+    assert_eq!(second.finish(), Some(0));
+}
+
+#[test]
+fn nothing_of_a_run_is_told_to_whoever_looks_at_its_container() {
+    let world = World::new();
+    let launcher = world.launcher(&[("PLANTED", "planted-by-the-host"), ("SPACELIFT_MASK_ENVS", "PLANTED")]);
+    let mut stack = world.stack("secrets");
+    stack.environment = vec![Variable { name: "PASSWORD".to_owned(), value: SECRET.to_owned(), secret: true }];
+    let command = "echo $PASSWORD $PLANTED && sleep 5 && id -u && cat /proc/1/cmdline";
+    let run = world.control_plane.begin(&stack, RunType::Task, Some(command));
+    world.control_plane.wait_for(run, RunState::Performing);
+    let containers = world.containers();
+    assert_eq!(containers.len(), 1);
+    let inspected = succeed(world.engine.docker().arg("inspect").arg(&containers[0]));
+    let private_key = fs::read_to_string(&world.pool.key).unwrap();
+    let mut secrets = vec![SECRET, "planted-by-the-host", &world.pool.token];
+    secrets.extend(private_key.lines().filter(|line| line.len() > 20 && !line.starts_with('-')));
+    for secret in &secrets {
+        assert!(!inspected.contains(secret), "{inspected}");
+    }
+    world.control_plane.wait_for(run, RunState::Finished);
+    let log = String::from_utf8(world.control_plane.log(run)).unwrap();
+    assert!(log.contains("*** ***\n") && log.contains("1983\n"), "{log}");
+    let own = launcher.log();
+    for secret in &secrets {
+        assert!(!log.contains(secret) && !own.contains(secret), "{log}\n{own}");
+    }
+    assert_eq!(launcher.finish(), Some(0));
+}
+
+#[test]
+fn what_ends_badly_says_why() {
+    let world = World::new();
+    let launcher = world.launcher(&[]);
+    let fails = |stack: &Stack, command: &str, outcome: Outcome, says: &str| {
+        let run = world.control_plane.begin(stack, RunType::Task, Some(command));
+        let ended = world.control_plane.wait_for(run, RunState::Failed);
+        let report = ended.stages.last().unwrap().report.clone().unwrap();
+        let log = String::from_utf8_lossy(&world.control_plane.log(run)).into_owned();
+        assert_eq!(report.outcome, outcome, "{ended:#?}\n{log}");
+        assert!(report.message.contains(says) || log.contains(says), "{ended:#?}\n{log}");
+    };
+    fails(&world.stack("failing"), "echo before; exit 7", Outcome::Failed, "7");
+    let mut stack = world.stack("no-image");
+    stack.image = Some("localhost:1/none:1".to_owned());
+    fails(&stack, "true", Outcome::Unable, "localhost:1/none:1");
+    // An image without a shell.
+    let empty = tempfile::tempdir().unwrap();
+    fs::write(empty.path().join("file"), "").unwrap();
+    world.engine.import(empty.path(), "empty");
+    let mut docker = world.engine.docker();
+    docker.args(["image", "inspect", "--format", "{{.Id}}", "empty"]);
+    stack.image = Some(succeed(&mut docker).trim().to_owned());
+    fails(&stack, "true", Outcome::Unable, "/bin/sh");
+    assert_eq!(world.containers(), Vec::<String>::new());
+    assert_eq!(launcher.finish(), Some(0));
+}
+
+#[test]
+fn a_run_is_stopped_by_its_user_and_by_its_limits() {
+    let world = World::new();
+    let variables = [("SPACELIFT_LAUNCHER_RUN_TIMEOUT", "20s"), ("SPACELIFT_LAUNCHER_LOGS_TIMEOUT", "5s")];
+    let launcher = world.launcher(&variables);
+    let report = |run, state| {
+        let ended = world.control_plane.wait_for(run, state);
+        ended.stages.last().unwrap().report.clone().unwrap()
+    };
+    let mut stack = world.stack("stopped");
+    stack.hooks.after_run = vec!["echo after all".to_owned()];
+    let talking = "trap 'echo asked to end; exit 3' TERM; while true; do echo alive; sleep 1; done";
+    let run = world.control_plane.begin(&stack, RunType::Task, Some(talking));
+    world.control_plane.wait_for(run, RunState::Performing);
+    world.control_plane.client.stop(run).unwrap();
+    assert_eq!(report(run, RunState::Stopped).outcome, Outcome::StoppedByUser);
+    let log = String::from_utf8(world.control_plane.log(run)).unwrap();
+    assert!(log.contains("asked to end\n") && log.contains("after all\n"), "{log}");
+
+    let silent = world.control_plane.begin(&stack, RunType::Task, Some("sleep 100"));
+    assert_eq!(report(silent, RunState::Stopped).outcome, Outcome::LogsTimeout);
+    let long = world.control_plane.begin(&stack, RunType::Task, Some(talking));
+    assert_eq!(report(long, RunState::Stopped).outcome, Outcome::RunTimeout);
+    assert_eq!(world.containers(), Vec::<String>::new());
+    assert_eq!(launcher.finish(), Some(0));
+}
+
+#[test]
+fn a_policy_decides_before_there_is_a_container() {
+    let world = World::new();
+    let policy = world.engine.path().join("policy.rego");
+    fs::write(&policy, "package spacelift\n\ndeny[\"no tasks that rm\"] { contains(input.static_run_environment.command, \"rm\") }\n").unwrap();
+    let launcher = world.launcher(&[("SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY", policy.to_str().unwrap())]);
+    let run = world.control_plane.begin(&world.stack("policy"), RunType::Task, Some("rm -rf /"));
+    let ended = world.control_plane.wait_for(run, RunState::Failed);
+    assert_eq!(ended.stages.last().unwrap().report.clone().unwrap().outcome, Outcome::Denied);
+    let log = String::from_utf8(world.control_plane.log(run)).unwrap();
+    assert!(log.contains("no tasks that rm"), "{log}");
+    let run = world.control_plane.begin(&world.stack("policy"), RunType::Task, Some("echo fine"));
+    world.control_plane.wait_for(run, RunState::Finished);
+    assert_eq!(launcher.finish(), Some(0));
+}
+
+#[test]
+fn a_launcher_that_was_killed_goes_on_with_its_run() {
+    let world = World::new();
+    let launcher = world.launcher(&[]);
+    let lines = "i=0; while [ $i -lt 150 ]; do echo line $i; i=$((i + 1)); sleep 0.1; done";
+    let run = world.control_plane.begin(&world.stack("adopted"), RunType::Task, Some(lines));
+    world.control_plane.wait_for(run, RunState::Performing);
+    let killed = launcher.kill();
+    let again = killed.start_again(&launcher_program());
+    world.control_plane.wait_for(run, RunState::Finished);
+    let log = String::from_utf8(world.control_plane.log(run)).unwrap();
+    let seen: Vec<&str> = log.lines().filter(|line| line.starts_with("line ")).collect();
+    let expected: Vec<String> = (0..150).map(|number| format!("line {number}")).collect();
+    assert_eq!(seen, expected, "{log}");
+    assert_eq!(world.containers(), Vec::<String>::new());
+    assert_eq!(again.finish(), Some(0));
+}
+
+#[test]
+fn a_pool_sees_nothing_of_another() {
+    let world = World::new();
+    let other = world.control_plane.pool();
+    // The key of one pool and the token of another.
+    let mut launcher = Command::new(launcher_program());
+    launcher.env_clear().env("SPACELIFT_TOKEN", &world.pool.token).env("SPACELIFT_POOL_PRIVATE_KEY", other.private_key());
+    let refused = run::finish(&mut launcher).expect(64);
+    assert!(refused.says("SPACELIFT_POOL_PRIVATE_KEY") && refused.says("does not belong"), "{refused}");
+
+    let foreign = Launcher::start(&launcher_program(), &world.engine, &other, &[]);
+    let own = world.launcher(&[]);
+    world.control_plane.wait_for_worker(None, WorkerStatus::Idle);
+    let run = world.control_plane.begin(&world.stack("mine"), RunType::Task, Some("echo mine"));
+    let finished = world.control_plane.wait_for(run, RunState::Finished);
+    let workers = world.control_plane.client.workers().unwrap();
+    let worker = workers.iter().find(|worker| worker.id == finished.stages[0].worker).unwrap();
+    assert_eq!(worker.pool, world.pool.id);
+    assert_eq!(own.finish(), Some(0));
+    assert_eq!(foreign.finish(), Some(0));
+}
