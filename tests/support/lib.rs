@@ -11,6 +11,8 @@ pub mod docker;
 pub mod ecr;
 pub mod fault_proxy;
 pub mod gpg;
+pub mod mosquitto;
+pub mod pki;
 pub mod program;
 pub mod registry;
 pub mod release;

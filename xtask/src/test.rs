@@ -29,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 22] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -45,6 +45,10 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("openssl", "openssl"),
     // Runs the documented commands. Version 1, which may come first on the PATH, does not know all of their flags.
     ("/usr/bin/aws", "awscli"),
+    // What people open encrypted files of a run with.
+    ("age", "age"),
+    // The broker between launcher and control plane.
+    ("mosquitto", "mosquitto"),
     // A worker host that boots, in a network of its own.
     ("debootstrap", "debootstrap"),
     ("ip", "iproute2"),
