@@ -29,3 +29,6 @@ mod publish;
 
 // The launcher's ways to the control plane, against a broker and servers on loopback.
 mod launcher_session;
+
+// Launcher, worker and control plane, with everything real between them.
+mod runs;

@@ -190,10 +190,7 @@ impl Launcher {
             ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
         ]);
         variables.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let mut launcher = Command::new(program);
-        launcher.env_clear().envs(&variables);
-        let daemon = Daemon::start(&mut launcher, &data.path().join("log"), || true);
-        Self { daemon, data, variables }
+        Killed { data, variables }.start_again(program)
     }
 
     /// What it printed.
@@ -211,12 +208,41 @@ impl Launcher {
         self.data.path().join("spacelift")
     }
 
+    /// Ends it without a chance to say or do anything. Its host stays as it is.
+    ///
+    /// # Panics
+    /// It has ended already.
+    pub fn kill(mut self) -> Killed {
+        self.daemon.kill();
+        Killed { data: self.data, variables: self.variables }
+    }
+
     /// Asks it to end and waits until it has: the exit code.
     ///
     /// # Panics
     /// It does not end in time.
     pub fn finish(mut self) -> Option<i32> {
         self.daemon.finish(LIMIT)
+    }
+}
+
+/// The host of a launcher that does not run.
+pub struct Killed {
+    data: TempDir,
+    variables: HashMap<String, String>,
+}
+
+impl Killed {
+    /// Starts the launcher as before.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_again(self, program: &Path) -> Launcher {
+        let Self { data, variables } = self;
+        let mut launcher = Command::new(program);
+        launcher.env_clear().envs(&variables);
+        let daemon = Daemon::start(&mut launcher, &data.path().join("log"), || true);
+        Launcher { daemon, data, variables }
     }
 }
 

@@ -63,6 +63,16 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Ends it without asking, as a crash would.
+    ///
+    /// # Panics
+    /// It has ended already.
+    pub fn kill(&mut self) {
+        assert!(self.is_running(), "it has ended:\n{}", self.log());
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Asks it to end, and waits until it has: its exit code, if it was not ended by a signal.
     ///
     /// # Panics

@@ -6,6 +6,7 @@
 
 pub mod aws_emulator;
 pub mod case;
+pub mod control_plane;
 pub mod daemon;
 pub mod docker;
 pub mod ecr;

@@ -32,6 +32,15 @@ pub fn launcher() -> &'static Path {
     })
 }
 
+/// `mothership`, the reference control plane, built here, once.
+///
+/// # Panics
+/// It cannot be built.
+pub fn mothership() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build("mothership"))
+}
+
 /// `cargo xtask` as a program, built here, once.
 ///
 /// # Panics
