@@ -73,3 +73,19 @@ pub fn sha256(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The files below a directory that hold these bytes.
+///
+/// # Panics
+/// Something cannot be read.
+pub fn find(directory: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for path in entries(directory) {
+        if path.is_dir() {
+            found.extend(find(&path, bytes));
+        } else if fs::read(&path).unwrap().windows(bytes.len()).any(|window| window == bytes) {
+            found.push(path);
+        }
+    }
+    found
+}
