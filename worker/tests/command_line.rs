@@ -41,7 +41,8 @@ fn json_is_the_build_note_in_the_file() {
 
 #[test]
 fn started_in_any_other_way_it_says_what_it_is() {
-    for arguments in [&[][..], &["run"], &["--json"], &["--version", "--verbose"], &["--version", "--json", "x"]] {
+    for arguments in [&[][..], &["run", "now"], &["--json"], &["--version", "--verbose"], &["--version", "--json", "x"]]
+    {
         let output = worker(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
         assert!(output.stdout.is_empty(), "{arguments:?}");

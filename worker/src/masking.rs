@@ -1,0 +1,506 @@
+//! Secrets in the log: found wherever they are and replaced by `***`.
+//!
+//! [`Masker`] works on a stream. What it writes is the same however the stream is cut into pieces: it holds back bytes
+//! only while they could be the beginning of a secret, never more than the longest secret's length less one (and the
+//! beginning of a line that might be a directive). Matches that overlap are replaced as one.
+//!
+//! A line `::add-mask word…` makes secrets of the words, from that line on; `::add-mask::text` makes one of the whole
+//! text.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+
+/// What is written instead of a secret.
+pub const MASK: &[u8] = b"***";
+/// Shorter lines of a secret with several lines are not secrets of their own: `{` or `EOF` would blank the whole log.
+pub const MINIMUM_LINE: usize = 4;
+/// Longer secrets are found as they are and line by line, but not in encoded forms: a search tree has some 30 bytes for
+/// each byte of each form.
+pub const MAXIMUM_ENCODED: usize = 64 * 1024;
+/// Bytes of all forms of all secrets together.
+pub const MAXIMUM_TOTAL: usize = 4 * 1024 * 1024;
+/// Bytes of a line that adds masks. The rest of a longer one is written as one mask.
+pub const MAXIMUM_DIRECTIVE: usize = 64 * 1024;
+
+const DIRECTIVE: &[u8] = b"::add-mask";
+
+/// There are more secrets than could be searched for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the secrets and their encoded forms have more than {MAXIMUM_TOTAL} bytes; mark fewer or smaller values as secret"
+)]
+pub struct TooMany;
+
+/// Everything that may not be seen.
+#[derive(Default)]
+pub struct Secrets {
+    forms: BTreeSet<Vec<u8>>,
+    total: usize,
+}
+
+// What it holds may not be printed.
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets").field("forms", &self.forms.len()).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// Adds a value: as it is, its lines, with other line ends, and the forms in which programs like to write it. A value
+    /// of blanks only is not a secret.
+    ///
+    /// # Errors
+    /// [`TooMany`]; whoever goes on regardless would show secrets.
+    pub fn add(&mut self, value: &[u8]) -> Result<(), TooMany> {
+        let trimmed = value.trim_ascii();
+        if trimmed.is_empty() {
+            return Ok(());
+        }
+        let unix = replace(value, b"\r\n", b"\n");
+        let values = [value, trimmed, &unix, &replace(&unix, b"\n", b"\r\n"), unix.trim_ascii()];
+        for value in values {
+            self.add_form(value)?;
+        }
+        if trimmed.contains(&b'\n') {
+            self.add_lines(value)?;
+        }
+        if value.len() <= MAXIMUM_ENCODED {
+            // `echo "$SECRET" | base64` has a line break in it.
+            let with_break = [trimmed, b"\n"].concat();
+            for value in values.into_iter().chain([&with_break[..]]) {
+                self.add_encoded(value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds each line of at least [`MINIMUM_LINE`] bytes, without blanks around it.
+    ///
+    /// # Errors
+    /// [`TooMany`], as with [`add`](Self::add).
+    pub fn add_lines(&mut self, value: &[u8]) -> Result<(), TooMany> {
+        for line in value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii) {
+            if line.len() >= MINIMUM_LINE {
+                self.add_form(line)?;
+                if line.len() <= MAXIMUM_ENCODED {
+                    self.add_encoded(line)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_encoded(&mut self, value: &[u8]) -> Result<(), TooMany> {
+        for engine in [&STANDARD, &STANDARD_NO_PAD, &URL_SAFE, &URL_SAFE_NO_PAD] {
+            self.add_form(engine.encode(value).as_bytes())?;
+        }
+        // The command breaks lines after 76 characters.
+        let wrapped = STANDARD.encode(value);
+        if wrapped.len() > 76 {
+            for line in wrapped.as_bytes().chunks(76).filter(|line| line.len() >= MINIMUM_LINE) {
+                self.add_form(line)?;
+            }
+        }
+        // Encoders differ in what they leave as it is, in the case of digits, and in the blank.
+        for left in ["-_.~", "-_.~!*'()", "-_.~/"] {
+            for blank in ["%20", "+"] {
+                for lower in [false, true] {
+                    self.add_form(&url_encoded(value, left, blank, lower))?;
+                }
+            }
+        }
+        if let Ok(text) = str::from_utf8(value)
+            && let Ok(json) = serde_json::to_string(text)
+        {
+            self.add_form(&json.as_bytes()[1..json.len() - 1])?;
+        }
+        Ok(())
+    }
+
+    fn add_form(&mut self, form: &[u8]) -> Result<(), TooMany> {
+        if form.trim_ascii().is_empty() || self.forms.contains(form) {
+            return Ok(());
+        }
+        self.total += form.len();
+        if self.total > MAXIMUM_TOTAL {
+            return Err(TooMany);
+        }
+        self.forms.insert(form.to_vec());
+        Ok(())
+    }
+}
+
+fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix(from) {
+            out.extend_from_slice(to);
+            rest = after;
+        } else {
+            out.push(rest[0]);
+            rest = &rest[1..];
+        }
+    }
+    out
+}
+
+fn url_encoded(value: &[u8], left: &str, blank: &str, lower: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.len());
+    for &byte in value {
+        match byte {
+            b' ' => out.extend_from_slice(blank.as_bytes()),
+            _ if byte.is_ascii_alphanumeric() || left.as_bytes().contains(&byte) => out.push(byte),
+            _ if lower => out.extend_from_slice(format!("%{byte:02x}").as_bytes()),
+            _ => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        }
+    }
+    out
+}
+
+/// A state of the search: the longest end of what was read that begins a secret.
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    byte: u8,
+    first_child: u32,
+    sibling: u32,
+    /// The state for the longest proper end of this one.
+    fallback: u32,
+    depth: u32,
+    /// Length of the longest secret that ends here; 0 for none.
+    matched: u32,
+    /// How many of the last bytes may yet become part of a secret that is not complete.
+    open: u32,
+}
+
+const ROOT: u32 = 0;
+const NONE: u32 = u32::MAX;
+
+/// Finds all of the secrets at once, after Aho and Corasick. It is written out here because the hold-back needs to know
+/// how deep a state is, which crates that do the same do not say.
+#[derive(Debug)]
+struct Automaton {
+    nodes: Vec<Node>,
+    /// Children of the root: most bytes are not the beginning of a secret.
+    first: [u32; 256],
+}
+
+impl Automaton {
+    fn new(secrets: &Secrets) -> Self {
+        let root = Node { byte: 0, first_child: NONE, sibling: NONE, fallback: ROOT, depth: 0, matched: 0, open: 0 };
+        let mut automaton = Self { nodes: vec![root], first: [ROOT; 256] };
+        for form in &secrets.forms {
+            automaton.insert(form);
+        }
+        automaton.link();
+        automaton
+    }
+
+    fn insert(&mut self, form: &[u8]) {
+        let mut at = ROOT;
+        for &byte in form {
+            at = match self.child(at, byte) {
+                Some(next) => next,
+                None => {
+                    // `MAXIMUM_TOTAL` is far below what 32 bits count.
+                    let new = self.nodes.len() as u32;
+                    let Node { first_child: sibling, depth, .. } = self.nodes[at as usize];
+                    let depth = depth + 1;
+                    self.nodes.push(Node {
+                        byte,
+                        first_child: NONE,
+                        sibling,
+                        fallback: ROOT,
+                        depth,
+                        matched: 0,
+                        open: 0,
+                    });
+                    self.nodes[at as usize].first_child = new;
+                    if at == ROOT {
+                        self.first[usize::from(byte)] = new;
+                    }
+                    new
+                }
+            };
+        }
+        self.nodes[at as usize].matched = self.nodes[at as usize].depth;
+    }
+
+    /// Shallow states first, so that the state that one falls back to is complete.
+    fn link(&mut self) {
+        let mut level = vec![ROOT];
+        while !level.is_empty() {
+            let mut below = Vec::new();
+            for &parent in &level {
+                let mut child = self.nodes[parent as usize].first_child;
+                while child != NONE {
+                    let Node { byte, sibling, depth, first_child, matched, .. } = self.nodes[child as usize];
+                    let fallback =
+                        if parent == ROOT { ROOT } else { self.step(self.nodes[parent as usize].fallback, byte) };
+                    let Node { matched: shorter, open, .. } = self.nodes[fallback as usize];
+                    let node = &mut self.nodes[child as usize];
+                    node.fallback = fallback;
+                    if matched == 0 {
+                        node.matched = shorter;
+                    }
+                    // A secret that is no part of a longer one is complete: nothing has to be waited for.
+                    node.open = if first_child == NONE { open } else { depth };
+                    below.push(child);
+                    child = sibling;
+                }
+            }
+            level = below;
+        }
+    }
+
+    fn child(&self, of: u32, byte: u8) -> Option<u32> {
+        if of == ROOT {
+            let child = self.first[usize::from(byte)];
+            return (child != ROOT).then_some(child);
+        }
+        let mut child = self.nodes[of as usize].first_child;
+        while child != NONE {
+            let node = &self.nodes[child as usize];
+            if node.byte == byte {
+                return Some(child);
+            }
+            child = node.sibling;
+        }
+        None
+    }
+
+    fn step(&self, mut state: u32, byte: u8) -> u32 {
+        loop {
+            if let Some(next) = self.child(state, byte) {
+                return next;
+            }
+            if state == ROOT {
+                return ROOT;
+            }
+            state = self.nodes[state as usize].fallback;
+        }
+    }
+}
+
+/// Where in a line the stream is.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    /// At its beginning, with bytes that begin a directive.
+    Beginning(Vec<u8>),
+    /// In one that is no directive.
+    Ordinary,
+    /// In the rest of a directive that is too long.
+    Swallowed,
+}
+
+/// Replaces secrets in a stream.
+pub struct Masker {
+    secrets: Secrets,
+    automaton: Automaton,
+    state: u32,
+    /// Bytes from `base` on, which are not decided.
+    held: Vec<u8>,
+    base: u64,
+    /// Matches in or after what is held, in order, none overlapping another.
+    matches: Vec<(u64, u64)>,
+    /// The end of the mask that was written last: what comes before it is part of it.
+    masked_until: u64,
+    line: Line,
+    added: Vec<Vec<u8>>,
+}
+
+impl fmt::Debug for Masker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Masker").field("secrets", &self.secrets).finish_non_exhaustive()
+    }
+}
+
+impl Masker {
+    /// For these secrets.
+    pub fn new(secrets: Secrets) -> Self {
+        let automaton = Automaton::new(&secrets);
+        Self {
+            secrets,
+            automaton,
+            state: ROOT,
+            held: Vec::new(),
+            base: 0,
+            matches: Vec::new(),
+            masked_until: 0,
+            line: Line::Beginning(Vec::new()),
+            added: Vec::new(),
+        }
+    }
+
+    /// What the log itself added so far, for a later stage of the run.
+    pub fn added(&self) -> &[Vec<u8>] {
+        &self.added
+    }
+
+    /// Adds a secret from here on.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub fn add(&mut self, value: &[u8]) -> Result<(), TooMany> {
+        self.secrets.add(value)?;
+        self.automaton = Automaton::new(&self.secrets);
+        // What is held may be the beginning of the new one, and no match of an old one began before it.
+        let held = std::mem::take(&mut self.held);
+        self.state = ROOT;
+        self.matches.clear();
+        self.search(&held);
+        Ok(())
+    }
+
+    /// Takes the next bytes and appends to `out` what is decided.
+    ///
+    /// # Errors
+    /// [`TooMany`], when a directive added too much.
+    pub fn write(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), TooMany> {
+        while !bytes.is_empty() {
+            let end = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1);
+            match &mut self.line {
+                Line::Ordinary => {
+                    let (part, rest) = bytes.split_at(end);
+                    bytes = rest;
+                    self.ordinary(part, out);
+                }
+                Line::Swallowed => {
+                    if bytes[end - 1] == b'\n' {
+                        self.line = Line::Ordinary;
+                        self.ordinary(b"\n", out);
+                    }
+                    bytes = &bytes[end..];
+                }
+                Line::Beginning(begun) => {
+                    let room = if begun.len() < DIRECTIVE.len() { DIRECTIVE.len() } else { MAXIMUM_DIRECTIVE };
+                    let (part, rest) = bytes.split_at(end.min(room - begun.len()));
+                    bytes = rest;
+                    begun.extend_from_slice(part);
+                    let head = &begun[..begun.len().min(DIRECTIVE.len())];
+                    if !DIRECTIVE.starts_with(head) {
+                        let begun = std::mem::take(begun);
+                        self.line = Line::Ordinary;
+                        self.ordinary(&begun, out);
+                    } else if begun.ends_with(b"\n") || begun.len() == MAXIMUM_DIRECTIVE {
+                        let begun = std::mem::take(begun);
+                        self.directive(&begun, out)?;
+                    }
+                }
+            }
+        }
+        self.emit(self.decided(), out);
+        Ok(())
+    }
+
+    /// The end: what is held is no secret.
+    ///
+    /// # Errors
+    /// [`TooMany`], when a directive without a line break at its end added too much.
+    pub fn flush(&mut self, out: &mut Vec<u8>) -> Result<(), TooMany> {
+        if let Line::Beginning(begun) = &mut self.line {
+            let begun = std::mem::take(begun);
+            if begun.starts_with(DIRECTIVE) {
+                self.directive(&begun, out)?;
+            } else {
+                self.search(&begun);
+            }
+        }
+        self.line = Line::Beginning(Vec::new());
+        self.emit(self.position(), out);
+        self.state = ROOT;
+        Ok(())
+    }
+
+    fn ordinary(&mut self, part: &[u8], out: &mut Vec<u8>) {
+        if part.ends_with(b"\n") {
+            self.line = Line::Beginning(Vec::new());
+        }
+        self.search(part);
+        self.emit(self.decided(), out);
+    }
+
+    fn directive(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), TooMany> {
+        let text = line[DIRECTIVE.len()..].trim_ascii_end();
+        let words: Vec<&[u8]> = match (text.strip_prefix(b"::"), text.first()) {
+            (Some(text), _) => vec![text.trim_ascii()],
+            (None, Some(first)) if first.is_ascii_whitespace() => text.split(u8::is_ascii_whitespace).collect(),
+            // `::add-masks`, for one, is nothing that we know.
+            (None, _) => Vec::new(),
+        };
+        // The last word of a line that is too long is not known to its end, so it is not shown and not a mask.
+        let whole = line.ends_with(b"\n") || line.len() < MAXIMUM_DIRECTIVE;
+        for word in words.into_iter().filter(|word| !word.is_empty()) {
+            self.secrets.add(word)?;
+            self.added.push(word.to_vec());
+        }
+        self.add(b"")?;
+        if whole {
+            self.line = Line::Ordinary;
+            self.ordinary(line, out);
+        } else {
+            self.ordinary(DIRECTIVE, out);
+            self.emit(self.position(), out);
+            self.state = ROOT;
+            out.push(b' ');
+            out.extend_from_slice(MASK);
+            self.line = Line::Swallowed;
+        }
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.base + self.held.len() as u64
+    }
+
+    /// No match that is yet to come begins before this.
+    fn decided(&self) -> u64 {
+        self.position() - u64::from(self.automaton.nodes[self.state as usize].open)
+    }
+
+    fn search(&mut self, bytes: &[u8]) {
+        let start = self.position();
+        for (at, &byte) in bytes.iter().enumerate() {
+            self.state = self.automaton.step(self.state, byte);
+            let matched = self.automaton.nodes[self.state as usize].matched;
+            if matched > 0 {
+                let end = start + at as u64 + 1;
+                let mut begin = end - u64::from(matched);
+                while let Some(&(earlier, _)) = self.matches.last().filter(|(_, earlier_end)| *earlier_end > begin) {
+                    begin = begin.min(earlier);
+                    self.matches.pop();
+                }
+                self.matches.push((begin, end));
+            }
+        }
+        self.held.extend_from_slice(bytes);
+    }
+
+    /// Writes what comes before `until`.
+    fn emit(&mut self, until: u64, out: &mut Vec<u8>) {
+        let base = self.base;
+        let plain = |held: &[u8], from: u64, to: u64, out: &mut Vec<u8>| {
+            out.extend_from_slice(&held[(from - base) as usize..(to - base) as usize]);
+        };
+        let mut at = base.max(self.masked_until).min(until.max(base));
+        let mut done = 0;
+        for &(begin, end) in self.matches.iter().take_while(|(begin, _)| *begin < until) {
+            if begin >= self.masked_until {
+                plain(&self.held, at, begin, out);
+                out.extend_from_slice(MASK);
+            }
+            self.masked_until = self.masked_until.max(end);
+            at = self.masked_until.min(until);
+            done += 1;
+        }
+        self.matches.drain(..done);
+        if at < until {
+            plain(&self.held, at, until, out);
+        }
+        self.held.drain(..(until - base) as usize);
+        self.base = until;
+    }
+}

@@ -1,0 +1,305 @@
+//! What the source itself says about its runs: `.spacelift/config.yml` and `.spacelift/workflow.yml`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use crate::protocol::{Hooks, Variable, Workflow};
+
+/// The runtime configuration's path in the source.
+pub const CONFIG: &str = ".spacelift/config.yml";
+/// The custom workflow's path in the source.
+pub const WORKFLOW: &str = ".spacelift/workflow.yml";
+/// Bytes of either. People write them.
+const MAXIMUM_SIZE: u64 = 1024 * 1024;
+
+/// Why a file of the source was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("`{path}` cannot be read: {source}")]
+    Io {
+        /// Which one.
+        path: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// It says something that it may not.
+    #[error("`{path}` is not right: {problem}; correct it in the source and start another run")]
+    Content {
+        /// Which one.
+        path: &'static str,
+        /// What it is, and where.
+        problem: String,
+    },
+}
+
+/// The runtime configuration as far as it concerns one stack.
+#[derive(Debug, Default)]
+pub struct RuntimeConfig {
+    hooks: HookSettings,
+    environment: BTreeMap<String, String>,
+    project_root: Option<String>,
+    /// For people: what is in it but decided before the source is known.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: Option<Value>,
+    #[serde(default)]
+    stack_defaults: Option<Settings>,
+    #[serde(default)]
+    stacks: Option<BTreeMap<String, Option<Settings>>>,
+    // For modules: which version this is, and what their test cases are, of which a run is given one.
+    module_version: Option<Value>,
+    test_defaults: Option<Settings>,
+    tests: Option<Value>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    before_init: Option<Vec<String>>,
+    after_init: Option<Vec<String>>,
+    before_plan: Option<Vec<String>>,
+    after_plan: Option<Vec<String>>,
+    before_apply: Option<Vec<String>>,
+    after_apply: Option<Vec<String>>,
+    before_perform: Option<Vec<String>>,
+    after_perform: Option<Vec<String>>,
+    before_destroy: Option<Vec<String>>,
+    after_destroy: Option<Vec<String>>,
+    after_run: Option<Vec<String>>,
+    environment: Option<BTreeMap<String, Value>>,
+    project_root: Option<String>,
+    runner_image: Option<String>,
+    terraform_version: Option<Value>,
+}
+
+type HookSettings = [Option<Vec<String>>; 11];
+
+impl Settings {
+    fn hooks(&self) -> HookSettings {
+        [
+            &self.before_init,
+            &self.after_init,
+            &self.before_plan,
+            &self.after_plan,
+            &self.before_apply,
+            &self.after_apply,
+            &self.before_perform,
+            &self.after_perform,
+            &self.before_destroy,
+            &self.after_destroy,
+            &self.after_run,
+        ]
+        .map(Clone::clone)
+    }
+}
+
+impl RuntimeConfig {
+    /// Reads it. A source without one has an empty one.
+    ///
+    /// # Errors
+    /// When there is one that says something unknown: whoever wrote it expects it to happen.
+    pub fn read(source: &Path, stack: &str, testing: bool) -> Result<Self, Error> {
+        match read(source, CONFIG)? {
+            Some(text) => {
+                Self::parse(&text, stack, testing).map_err(|problem| Error::Content { path: CONFIG, problem })
+            }
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn parse(text: &str, stack: &str, testing: bool) -> Result<Self, String> {
+        let document: Document = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+        match document.version.as_ref().and_then(scalar).as_deref() {
+            Some("1" | "2") => {}
+            Some(other) => return Err(format!("`version` is {other:?}, and only \"1\" and \"2\" are known")),
+            None => return Err("`version` is missing, which is to be \"1\" or \"2\"".into()),
+        }
+        let mut config = Self::default();
+        let own = document.stacks.and_then(|mut stacks| stacks.remove(stack)).flatten();
+        let tests = document.test_defaults.filter(|_| testing);
+        // A later one goes before an earlier one, key by key.
+        for settings in [document.stack_defaults, tests, own].into_iter().flatten() {
+            for (hook, new) in config.hooks.iter_mut().zip(settings.hooks()) {
+                if new.is_some() {
+                    *hook = new;
+                }
+            }
+            for (name, value) in settings.environment.into_iter().flatten() {
+                let value =
+                    scalar(&value).ok_or_else(|| format!("`environment.{name}` is neither text nor a number"))?;
+                config.environment.insert(name, value);
+            }
+            if settings.project_root.is_some() {
+                config.project_root = settings.project_root;
+            }
+            if let Some(image) = settings.runner_image {
+                config.notes.push(format!(
+                    "`runner_image` in `{CONFIG}` ({image}) has no effect here: the container was made before the source \
+                     was known"
+                ));
+            }
+            if let Some(version) = settings.terraform_version.as_ref().and_then(scalar) {
+                config.notes.push(format!(
+                    "`terraform_version` in `{CONFIG}` ({version}) has no effect here: the runner image's version is used"
+                ));
+            }
+        }
+        if document.module_version.is_none() && document.tests.is_some() {
+            config.notes.push(format!("`tests` in `{CONFIG}` has no effect without `module_version`"));
+        }
+        Ok(config)
+    }
+
+    /// Puts its hooks in the place of the stack's.
+    pub fn override_hooks(&self, hooks: &mut Hooks) {
+        let targets = [
+            &mut hooks.before_init,
+            &mut hooks.after_init,
+            &mut hooks.before_plan,
+            &mut hooks.after_plan,
+            &mut hooks.before_apply,
+            &mut hooks.after_apply,
+            &mut hooks.before_perform,
+            &mut hooks.after_perform,
+            &mut hooks.before_destroy,
+            &mut hooks.after_destroy,
+            &mut hooks.after_run,
+        ];
+        for (target, own) in targets.into_iter().zip(&self.hooks) {
+            if let Some(own) = own {
+                target.clone_from(own);
+            }
+        }
+    }
+
+    /// Its variables.
+    pub fn variables(&self) -> impl Iterator<Item = Variable> {
+        self.environment.iter().map(|(name, value)| Variable {
+            name: name.clone(),
+            value: value.clone(),
+            secret: false,
+        })
+    }
+
+    /// Where the tool is run, if it says so.
+    pub fn project_root(&self) -> Option<&str> {
+        self.project_root.as_deref()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkflowDocument {
+    init: Option<String>,
+    plan: Option<String>,
+    apply: Option<String>,
+    destroy: Option<String>,
+    output: Option<String>,
+}
+
+/// Reads the custom workflow, if the source has one.
+///
+/// # Errors
+/// As with [`RuntimeConfig::read`].
+pub fn workflow(source: &Path) -> Result<Option<Workflow>, Error> {
+    let Some(text) = read(source, WORKFLOW)? else { return Ok(None) };
+    let document: WorkflowDocument =
+        serde_yaml::from_str(&text).map_err(|error| Error::Content { path: WORKFLOW, problem: error.to_string() })?;
+    let WorkflowDocument { init, plan, apply, destroy, output } = document;
+    Ok(Some(Workflow { init, plan, apply, destroy, output }))
+}
+
+fn read(source: &Path, path: &'static str) -> Result<Option<String>, Error> {
+    let io = |source| Error::Io { path, source };
+    let file = source.join(path);
+    let metadata = match fs::metadata(&file) {
+        Ok(metadata) => metadata,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(io(error)),
+    };
+    if !metadata.is_file() || metadata.len() > MAXIMUM_SIZE {
+        let problem = format!("it is not a file of at most {MAXIMUM_SIZE} bytes");
+        return Err(Error::Content { path, problem });
+    }
+    fs::read_to_string(file).map(Some).map_err(io)
+}
+
+/// YAML reads `1` and `true` as what they look like; a variable has only text.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Null => Some(String::new()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "
+version: \"1\"
+stack_defaults:
+  before_init: [default]
+  after_run: [after]
+  environment: {A: 1, B: true, C: text}
+  terraform_version: 1.5.7
+stacks:
+  mine:
+    before_init: [own, own2]
+    project_root: sub
+    environment: {C: own}
+  other:
+    before_init: [not mine]
+";
+
+    #[test]
+    fn a_stack_goes_before_the_defaults_and_both_before_the_settings() {
+        let config = RuntimeConfig::parse(TEXT, "mine", false).unwrap();
+        let mut hooks = Hooks { before_init: vec!["job".into()], before_plan: vec!["job".into()], ..Hooks::default() };
+        config.override_hooks(&mut hooks);
+        assert_eq!(hooks.before_init, ["own", "own2"]);
+        assert_eq!(
+            (&hooks.before_plan[..], &hooks.after_run[..]),
+            (&["job".to_owned()][..], &["after".to_owned()][..])
+        );
+        let variables: Vec<_> = config.variables().map(|variable| (variable.name, variable.value)).collect();
+        let expected = [("A", "1"), ("B", "true"), ("C", "own")].map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(variables, expected);
+        assert_eq!(config.project_root(), Some("sub"));
+        assert!(config.notes[0].contains("terraform_version"), "{:?}", config.notes);
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        for (text, name) in [
+            ("version: \"1\"\nstacks: {mine: {before_initt: []}}", "before_initt"),
+            ("version: 1\nstack: {}", "stack"),
+            ("version: 3", "version"),
+            ("stacks: {}", "version"),
+            ("version: 1\nstack_defaults: {environment: {A: [1]}}", "environment.A"),
+        ] {
+            let error = RuntimeConfig::parse(text, "mine", false).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+        let source = tempfile::tempdir().unwrap();
+        fs::create_dir(source.path().join(".spacelift")).unwrap();
+        fs::write(source.path().join(WORKFLOW), "plann: x").unwrap();
+        let error = workflow(source.path()).unwrap_err().to_string();
+        assert!(error.contains("plann") && error.contains(WORKFLOW), "{error}");
+    }
+}

@@ -1,0 +1,266 @@
+//! The conversation with the launcher.
+//!
+//! [`Outbox`] numbers what the worker says and keeps it until the launcher has it on disk; [`Connection`] carries it there,
+//! over as many connections as it takes. Nobody else has to know that a connection can break.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::protocol::service::launcher_client::LauncherClient;
+use crate::protocol::{
+    FromWorker, Hello, Job, MAXIMUM_MESSAGE, MAXIMUM_UNACKNOWLEDGED, VERSION, from_worker, to_worker,
+};
+use crate::stop::Stopper;
+
+/// A launcher that was away for longer does not come back to this run: its own limit for a run is far below.
+pub const MAXIMUM_ABSENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// A launcher that accepts a connection answers at once; this one is stuck, so another attempt is made.
+const MAXIMUM_SILENCE: Duration = Duration::from_secs(30);
+/// Between attempts to connect: doubled from the first to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Why the conversation ended for good.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody answers at the socket.
+    #[error(
+        "no launcher has answered at `{path}` for {hours} hours ({last}); nothing can be reported any more, so the job was \
+         ended", path = path.display(), hours = MAXIMUM_ABSENCE.as_secs() / 3600
+    )]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong last.
+        last: String,
+    },
+    /// The launcher forgot what it had acknowledged, or acknowledged what was never sent.
+    #[error(
+        "the launcher says that it has everything up to message {said}, but it must have {kept} and can have no more than \
+         {sent}: its journal of this run is damaged, or it is another launcher"
+    )]
+    Numbers {
+        /// What it says.
+        said: u64,
+        /// What it acknowledged before.
+        kept: u64,
+        /// What was sent.
+        sent: u64,
+    },
+}
+
+/// What the worker says, in order, until it is acknowledged.
+#[derive(Debug)]
+pub struct Outbox {
+    queue: Mutex<VecDeque<FromWorker>>,
+    space: Semaphore,
+    last: watch::Sender<u64>,
+    acknowledged: watch::Sender<u64>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            queue: Mutex::default(),
+            space: Semaphore::new(MAXIMUM_UNACKNOWLEDGED),
+            last: watch::Sender::new(0),
+            acknowledged: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Outbox {
+    /// Says something. Waits while [`MAXIMUM_UNACKNOWLEDGED`] messages are not acknowledged; a caller that stops waiting has
+    /// said nothing.
+    pub async fn push(&self, body: from_worker::Body) {
+        // The semaphore is never closed.
+        if let Ok(permit) = self.space.acquire().await {
+            permit.forget();
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = *self.last.borrow() + 1;
+        queue.push_back(FromWorker { sequence, body: Some(body) });
+        self.last.send_replace(sequence);
+    }
+
+    /// Waits until everything is acknowledged.
+    pub async fn empty(&self) {
+        let mut acknowledged = self.acknowledged.subscribe();
+        // The sender lives as long as `self`.
+        let _ = acknowledged.wait_for(|&acknowledged| acknowledged == *self.last.borrow()).await;
+    }
+
+    fn acknowledge(&self, upto: u64) -> Result<(), Error> {
+        let (kept, sent) = (*self.acknowledged.borrow(), *self.last.borrow());
+        if !(kept..=sent).contains(&upto) {
+            return Err(Error::Numbers { said: upto, kept, sent });
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = queue.iter().take_while(|message| message.sequence <= upto).count();
+        queue.drain(..done);
+        drop(queue);
+        self.space.add_permits(done);
+        self.acknowledged.send_replace(upto);
+        Ok(())
+    }
+
+    /// The message after the one of this number, as soon as there is one.
+    async fn after(&self, sequence: u64) -> FromWorker {
+        let mut last = self.last.subscribe();
+        loop {
+            let message = {
+                let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+                queue.iter().find(|message| message.sequence > sequence).cloned()
+            };
+            if let Some(message) = message {
+                return message;
+            }
+            // The sender lives as long as `self`.
+            let _ = last.wait_for(|&last| last > sequence).await;
+        }
+    }
+}
+
+/// A client of the launcher's service, with a connection of its own.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn client(socket: PathBuf) -> Result<LauncherClient<Channel>, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    // The address is needed for form's sake: the connector knows where to go.
+    let channel = Endpoint::from_static("http://launcher").connect_with_connector(connector).await?;
+    Ok(LauncherClient::new(channel)
+        .max_decoding_message_size(MAXIMUM_MESSAGE)
+        .max_encoding_message_size(MAXIMUM_MESSAGE))
+}
+
+/// Carries the outbox to the launcher, and the launcher's orders to the worker.
+#[derive(Debug)]
+pub struct Connection {
+    /// Where the launcher listens.
+    pub socket: PathBuf,
+    /// What is to be said.
+    pub outbox: Arc<Outbox>,
+    /// Hears of [`crate::protocol::Stop`].
+    pub stopper: Stopper,
+    /// Gets the job.
+    pub job: Option<oneshot::Sender<Box<Job>>>,
+}
+
+impl Connection {
+    /// Does so until it is dropped.
+    ///
+    /// # Errors
+    /// When it can never go on.
+    pub async fn run(mut self) -> Error {
+        let mut away_since = Instant::now();
+        let mut back_off = BACK_OFF.0;
+        loop {
+            let mut met = false;
+            let last = match self.converse(&mut met).await {
+                Ok(reason) => reason,
+                Err(error) => return error,
+            };
+            if met {
+                (away_since, back_off) = (Instant::now(), BACK_OFF.0);
+            }
+            if away_since.elapsed() > MAXIMUM_ABSENCE {
+                return Error::Absent { path: self.socket, last };
+            }
+            sleep(back_off).await;
+            back_off = (back_off * 2).min(BACK_OFF.1);
+        }
+    }
+
+    /// One connection. Gives the reason why it ended, which is no error: there will be another one.
+    async fn converse(&mut self, met: &mut bool) -> Result<String, Error> {
+        let (sender, receiver) = mpsc::channel(8);
+        let hello = Hello {
+            protocol: VERSION,
+            version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+            has_job: self.job.is_none(),
+        };
+        let hello = FromWorker { sequence: 0, body: Some(from_worker::Body::Hello(hello)) };
+        // There is room: it is the first.
+        let _ = sender.send(hello).await;
+        let begin = async {
+            let mut client = client(self.socket.clone()).await.map_err(|error| describe(&error))?;
+            let mut incoming =
+                client.session(ReceiverStream::new(receiver)).await.map_err(|status| describe(&status))?.into_inner();
+            let first = incoming.message().await.map_err(|status| describe(&status))?;
+            Ok::<_, String>((incoming, first))
+        };
+        let (mut incoming, welcome) = match timeout(MAXIMUM_SILENCE, begin).await {
+            Ok(Ok((incoming, Some(message)))) => match message.body {
+                Some(to_worker::Body::Welcome(welcome)) => (incoming, welcome),
+                _ => return Ok("the launcher did not begin with a welcome".into()),
+            },
+            Ok(Ok((_, None))) => return Ok("the launcher ended the session".into()),
+            Ok(Err(reason)) => return Ok(reason),
+            Err(_) => return Ok("the launcher does not answer".into()),
+        };
+        self.outbox.acknowledge(welcome.acknowledged)?;
+        if let Some(waiting) = self.job.take() {
+            match welcome.job {
+                // Whoever waited for it is gone only when the worker ends.
+                Some(job) => drop(waiting.send(job)),
+                None => {
+                    self.job = Some(waiting);
+                    return Ok("the launcher has no job for this worker".into());
+                }
+            }
+        }
+        *met = true;
+        self.stopper.connected();
+        let mut sent = welcome.acknowledged;
+        loop {
+            let next = async {
+                let message = self.outbox.after(sent).await;
+                sent = message.sequence;
+                sender.send(message).await
+            };
+            tokio::pin!(next);
+            // A message is either sent, or the connection is over: what comes in meanwhile must not interrupt it.
+            loop {
+                tokio::select! {
+                    result = &mut next => match result {
+                        Ok(()) => break,
+                        Err(_) => return Ok("the connection broke".into()),
+                    },
+                    message = incoming.message() => match message {
+                        Ok(Some(message)) => match message.body {
+                            Some(to_worker::Body::Acknowledged(upto)) => self.outbox.acknowledge(upto)?,
+                            Some(to_worker::Body::Stop(stop)) => self.stopper.launcher_said(&stop),
+                            // A newer launcher may say more than we know.
+                            Some(to_worker::Body::Welcome(_)) | None => {}
+                        },
+                        Ok(None) => return Ok("the launcher ended the session".into()),
+                        Err(status) => return Ok(describe(&status)),
+                    },
+                }
+            }
+        }
+    }
+}
+
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}
