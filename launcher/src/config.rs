@@ -51,6 +51,8 @@ pub const DEFAULT_LOGS_TIMEOUT: Duration = Duration::from_secs(7 * 60);
 pub const DEFAULT_RUN_TIMEOUT: Duration = Duration::from_secs(70 * 60);
 /// A certificate that ends sooner is worth a warning: somebody has to make another one.
 const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How far the clock of this host may be behind the one that a certificate was made by.
+const CLOCK_SKEW: i64 = 5 * 60;
 /// Bytes of a policy's file. Those that people write have a few thousand.
 const MAXIMUM_POLICY: u64 = 1024 * 1024;
 
@@ -340,7 +342,7 @@ fn token(reader: &mut Reader, now: Duration) -> Option<(Token, PoolCertificate)>
     if left < 0 {
         let days = left.unsigned_abs() / (24 * 60 * 60);
         reader.problem(TOKEN, format_args!("the pool's certificate expired {days} days ago. {remedy}"));
-    } else if certificate.not_before > now {
+    } else if certificate.not_before > now.saturating_add(CLOCK_SKEW) {
         reader.problem(TOKEN, "the pool's certificate is not valid yet. Is the clock of this host right?");
     } else if left < expires_soon {
         let days = left / (24 * 60 * 60);

@@ -105,12 +105,17 @@ struct Auth {
 /// The configuration cannot be read, or a helper fails. That there are none is no error: most images need none.
 pub async fn for_image(directory: Option<&Path>, image: &Reference) -> Result<Option<Credentials>, Error> {
     match directory {
-        Some(directory) => configured(directory, image.registry()).await,
+        Some(directory) => configured_with(directory, image.registry(), None).await,
         None => Ok(None),
     }
 }
 
-async fn configured(directory: &Path, registry: &str) -> Result<Option<Credentials>, Error> {
+/// `helpers`: where credential helpers are, if not on the `PATH`.
+async fn configured_with(
+    directory: &Path,
+    registry: &str,
+    helpers: Option<&Path>,
+) -> Result<Option<Credentials>, Error> {
     let path = directory.join("config.json");
     let Some(text) = read(&path).await? else { return Ok(None) };
     let invalid = |reason: String| Error::Config { path: path.clone(), reason, registry: registry.to_owned() };
@@ -120,7 +125,7 @@ async fn configured(directory: &Path, registry: &str) -> Result<Option<Credentia
     let helper = lookup(&config.cred_helpers, registry).or(config.creds_store.as_ref());
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         let server = if registry == reference::HUB { HUB_KEY } else { registry };
-        if let Some(credentials) = helper::get(name, server, directory).await? {
+        if let Some(credentials) = helper::get(name, server, directory, helpers).await? {
             return Ok(Some(credentials));
         }
     }

@@ -1,7 +1,7 @@
 //! Docker's credential helpers: programs that are asked on standard input and answer in JSON.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -29,14 +29,20 @@ struct Answer {
 }
 
 /// Asks the helper `name` for a registry. `directory` is Docker's configuration directory.
-pub(super) async fn get(name: &str, server: &str, directory: &Path) -> Result<Option<Credentials>, Error> {
+pub(super) async fn get(
+    name: &str,
+    server: &str,
+    directory: &Path,
+    helpers: Option<&Path>,
+) -> Result<Option<Credentials>, Error> {
     let program = format!("docker-credential-{name}");
     let failed = |reason: String| Error::Helper { program: program.clone(), reason };
     // It becomes part of a program's name, which is looked up on the PATH.
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
         return Err(failed("has a name that no helper has; look at `credsStore` and `credHelpers`".to_owned()));
     }
-    let asked = timeout(LIMIT, ask(&program, server, directory)).await;
+    let path = helpers.map_or_else(|| PathBuf::from(&program), |helpers| helpers.join(&program));
+    let asked = timeout(LIMIT, ask(&path, server, directory)).await;
     let answer = match asked {
         Err(_) => return Err(failed(format!("did not answer within {} seconds", LIMIT.as_secs()))),
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
@@ -70,7 +76,7 @@ struct Finished {
     says_not_found: bool,
 }
 
-async fn ask(program: &str, server: &str, directory: &Path) -> io::Result<Finished> {
+async fn ask(program: &Path, server: &str, directory: &Path) -> io::Result<Finished> {
     let mut child = Command::new(program)
         .arg("get")
         .env("DOCKER_CONFIG", directory)
