@@ -73,7 +73,7 @@ impl Launcher for Service {
                 here += 1;
                 let break_after = memory.break_after.load(Ordering::SeqCst);
                 let breaks = break_after > 0 && here > break_after;
-                if breaks && connection % 2 == 0 {
+                if breaks && connection.is_multiple_of(2) {
                     break;
                 }
                 let upto = {
