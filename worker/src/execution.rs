@@ -114,15 +114,13 @@ impl Executor {
         let mut output = Output { pump: pump.as_mut(), ended: false, reading: &reading };
 
         let mut stopped = false;
-        let status = loop {
-            tokio::select! {
-                status = output.alongside(child.wait()) => break status?,
-                order = self.stops.next() => {
-                    stopped = true;
-                    // Both at once: until somebody waited for it, a process that has ended is still in its group.
-                    let ending = async { tokio::join!(end_group(group, &order, &mut self.stops), child.wait()).1 };
-                    break output.alongside(ending).await?;
-                }
+        let status = tokio::select! {
+            status = output.alongside(child.wait()) => status?,
+            order = self.stops.next() => {
+                stopped = true;
+                // Both at once: until somebody waited for it, a process that has ended is still in its group.
+                let ending = async { tokio::join!(end_group(group, &order, &mut self.stops), child.wait()).1 };
+                output.alongside(ending).await?
             }
         };
         drop(awaited);

@@ -28,6 +28,11 @@ impl Log {
         &mut self.masker
     }
 
+    /// Shows nothing more: it is not known what may be shown.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// Output of the job. Waits while the launcher is away.
     pub async fn write(&mut self, bytes: &[u8]) {
         if !self.closed {

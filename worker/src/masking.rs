@@ -70,7 +70,8 @@ impl Secrets {
         if value.len() <= MAXIMUM_ENCODED {
             // `echo "$SECRET" | base64` has a line break in it.
             let with_break = [trimmed, b"\n"].concat();
-            for value in values.into_iter().chain([&with_break[..]]) {
+            self.add_base64(&with_break)?;
+            for value in values {
                 self.add_encoded(value)?;
             }
         }
@@ -93,7 +94,7 @@ impl Secrets {
         Ok(())
     }
 
-    fn add_encoded(&mut self, value: &[u8]) -> Result<(), TooMany> {
+    fn add_base64(&mut self, value: &[u8]) -> Result<(), TooMany> {
         for engine in [&STANDARD, &STANDARD_NO_PAD, &URL_SAFE, &URL_SAFE_NO_PAD] {
             self.add_form(engine.encode(value).as_bytes())?;
         }
@@ -104,6 +105,11 @@ impl Secrets {
                 self.add_form(line)?;
             }
         }
+        Ok(())
+    }
+
+    fn add_encoded(&mut self, value: &[u8]) -> Result<(), TooMany> {
+        self.add_base64(value)?;
         // Encoders differ in what they leave as it is, in the case of digits, and in the blank.
         for left in ["-_.~", "-_.~!*'()", "-_.~/"] {
             for blank in ["%20", "+"] {
@@ -502,5 +508,188 @@ impl Masker {
         }
         self.held.drain(..(until - base) as usize);
         self.base = until;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the masker does, done with everything at hand and without thinking.
+    fn masked_as_a_whole(forms: &BTreeSet<Vec<u8>>, text: &[u8]) -> Vec<u8> {
+        let mut matches: Vec<(usize, usize)> = Vec::new();
+        for form in forms {
+            let found = text.windows(form.len()).enumerate().filter(|(_, window)| window == form);
+            matches.extend(found.map(|(at, _)| (at, at + form.len())));
+        }
+        matches.sort_unstable();
+        let mut out = Vec::new();
+        let mut at = 0;
+        for (begin, end) in matches {
+            if begin >= at {
+                out.extend_from_slice(&text[at..begin]);
+                out.extend_from_slice(MASK);
+            }
+            at = at.max(end);
+        }
+        out.extend_from_slice(&text[at..]);
+        out
+    }
+
+    fn masked<'a>(secrets: Secrets, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+        let mut masker = Masker::new(secrets);
+        let mut out = Vec::new();
+        let longest = masker.secrets.forms.iter().map(Vec::len).max().unwrap_or(1);
+        for part in parts {
+            masker.write(part, &mut out).unwrap();
+            assert!(masker.held.len() < longest, "{} of {longest} bytes held back", masker.held.len());
+        }
+        masker.flush(&mut out).unwrap();
+        out
+    }
+
+    fn secrets<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Secrets {
+        let mut secrets = Secrets::default();
+        values.into_iter().for_each(|value| secrets.add(value).unwrap());
+        secrets
+    }
+
+    /// The same numbers each time.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.0 >> 33) as usize) % limit
+        }
+
+        fn text(&mut self, alphabet: &[u8], length: usize) -> Vec<u8> {
+            (0..length).map(|_| alphabet[self.below(alphabet.len())]).collect()
+        }
+    }
+
+    /// Overlapping, repeated, with line ends of both kinds, and beginnings of each other: a small alphabet makes all of it.
+    #[test]
+    fn every_split_gives_what_masking_the_whole_gives() {
+        let mut numbers = Numbers(7);
+        for case in 0..200 {
+            let alphabet: &[u8] = if case % 2 == 0 { b"ab" } else { b"abc\r\n" };
+            let exact = case % 3 != 0;
+            let make = |values: &[Vec<u8>]| {
+                let mut secrets = Secrets::default();
+                for value in values {
+                    if exact { secrets.add_form(value) } else { secrets.add(value) }.unwrap();
+                }
+                secrets
+            };
+            let count = 1 + numbers.below(4);
+            let mut values = Vec::new();
+            for _ in 0..count {
+                let length = 1 + numbers.below(6);
+                values.push(numbers.text(alphabet, length));
+            }
+            // One that another one begins with.
+            let prefix = values[0][..values[0].len().div_ceil(2)].to_vec();
+            values.push(prefix);
+            let mut text = Vec::new();
+            while text.len() < 24 {
+                let length = numbers.below(4);
+                text.extend(numbers.text(alphabet, length));
+                text.extend_from_slice(&values[numbers.below(values.len())]);
+            }
+            let expected = masked_as_a_whole(&make(&values).forms, &text);
+            for at in 0..=text.len() {
+                for to in at..=text.len() {
+                    let parts = [&text[..at], &text[at..to], &text[to..]];
+                    assert_eq!(masked(make(&values), parts), expected, "{values:?} in {text:?}, cut at {at} and {to}");
+                }
+            }
+            assert_eq!(masked(make(&values), text.chunks(1)), expected, "{values:?} in {text:?}, byte by byte");
+        }
+    }
+
+    #[test]
+    fn secrets_are_found_in_every_form() {
+        let value = b"first l\xc3\xadne \"of/it+\n  second=line?&\nxyz\n";
+        let text = str::from_utf8(value).unwrap();
+        let json = serde_json::to_string(text).unwrap();
+        let with_crlf = text.replace('\n', "\r\n");
+        let long = "long ".repeat(40);
+        let wrapped = STANDARD.encode(&long);
+        for (what, form) in [
+            ("whole", text),
+            ("with other line ends", &with_crlf),
+            ("a line", "second=line?&"),
+            ("base64", &STANDARD.encode(value)),
+            ("base64 without padding", &STANDARD_NO_PAD.encode(value)),
+            ("base64 for addresses", &URL_SAFE_NO_PAD.encode(value)),
+            ("base64 of a line", &STANDARD.encode("second=line?&")),
+            ("base64 of what echo writes", &STANDARD.encode("second=line?&\n")),
+            ("in an address", "second%3Dline%3F%26"),
+            ("in an address, lower case", "second%3dline%3f%26"),
+            ("in JSON", &json[1..json.len() - 1]),
+            ("a line of wrapped base64", &wrapped[76..152]),
+        ] {
+            let shown =
+                masked(secrets([&value[..], long.as_bytes(), b"second=line?&"]), [format!("<{form}>").as_bytes()]);
+            assert_eq!(String::from_utf8(shown).unwrap(), "<***>", "{what}");
+        }
+        // Short lines of a longer secret occur everywhere.
+        assert_eq!(masked(secrets([&value[..]]), [&b"xyz"[..]]), b"xyz");
+        assert_eq!(masked(secrets([&b" \n"[..], b""]), [&b"a \n b"[..]]), b"a \n b");
+    }
+
+    #[test]
+    fn only_what_may_begin_a_secret_is_held_back() {
+        let mut masker = Masker::new(secrets([&b"hunter2!"[..]]));
+        let mut out = Vec::new();
+        masker.write(b"Password: ", &mut out).unwrap();
+        assert_eq!(out, b"Password: ");
+        masker.write(b"hunter2", &mut out).unwrap();
+        assert_eq!(out, b"Password: ");
+        masker.write(b"!", &mut out).unwrap();
+        assert_eq!(out, b"Password: ***");
+        masker.write(b"hunter", &mut out).unwrap();
+        masker.flush(&mut out).unwrap();
+        assert_eq!(out, b"Password: ***hunter");
+    }
+
+    #[test]
+    fn the_log_adds_masks_from_then_on() {
+        let text = b"word one\n::add-mask word  other\r\nword other\nX\n::add-mask::two words\ntwo words, two\n::add-masks z\n::x\n\
+                     ::add-mask last";
+        let expected = b"word one\n::add-mask ***  ***\r\n*** ***\nX\n::add-mask::***\n***, two\n::add-masks z\n::x\n\
+                         ::add-mask ***";
+        for at in 0..=text.len() {
+            for to in at..=text.len() {
+                let mut masker = Masker::new(Secrets::default());
+                let mut out = Vec::new();
+                for part in [&text[..at], &text[at..to], &text[to..]] {
+                    masker.write(part, &mut out).unwrap();
+                }
+                masker.flush(&mut out).unwrap();
+                assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(expected), "cut at {at} and {to}");
+                assert_eq!(masker.added(), [&b"word"[..], b"other", b"two words", b"last"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_directive_without_end_is_not_shown() {
+        let mut masker = Masker::new(Secrets::default());
+        let mut out = Vec::new();
+        masker.write(b"::add-mask ", &mut out).unwrap();
+        for _ in 0..20 {
+            masker.write(&[b's'; 10_000], &mut out).unwrap();
+        }
+        masker.write(b"\nnext\n", &mut out).unwrap();
+        assert_eq!(String::from_utf8_lossy(&out), "::add-mask ***\nnext\n");
+    }
+
+    #[test]
+    fn too_many_secrets_are_an_error() {
+        let value: Vec<u8> = (0..MAXIMUM_TOTAL).map(|at| b'a' + (at % 23) as u8).collect();
+        let mut secrets = Secrets::default();
+        assert_eq!(secrets.add(&value).and_then(|()| secrets.add(&value[1..])), Err(TooMany));
     }
 }

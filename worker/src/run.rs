@@ -32,6 +32,9 @@ const PRIVATE: &str = ".spacelift-worker";
 /// The plan in the workspace.
 const PLAN: &str = "spacelift.plan";
 
+/// Bytes of outputs: they are read as a whole, and are meant for people and other stacks.
+const MAXIMUM_OUTPUTS: u64 = 16 * 1024 * 1024;
+
 /// Where a worker works, and with whom.
 #[derive(Debug)]
 pub struct Place {
@@ -88,6 +91,9 @@ pub async fn execute(job: Box<Job>, place: Place, outbox: Arc<Outbox>, stops: St
         place,
     };
     let mut result = run.phases().await;
+    // An order that came just now is not one to end `after_run`.
+    let told = run.stop_if_told().await;
+    result = result.and(told);
     run.after_run(&result).await;
     if result.is_ok() && run.job.keep_workspace {
         result = run.keep_workspace().await;
@@ -133,8 +139,9 @@ impl Run {
         }
         if self.job.stage() == Stage::Test {
             // What a test has made costs money, whatever became of the test.
+            let told = self.stop_if_told().await;
             let destroyed = self.phase(Step::Destroy).await;
-            return result.and(destroyed);
+            return result.and(told).and(destroyed);
         }
         result
     }
@@ -293,6 +300,10 @@ impl Run {
             (None, None) => return Ok(()),
         };
         let path = self.capture("outputs", command).await?;
+        let size = fs::metadata(&path)?.len();
+        if size > MAXIMUM_OUTPUTS {
+            return Err(Failure::Failed(format!("the outputs have {size} bytes, and {MAXIMUM_OUTPUTS} is the limit")));
+        }
         let text = fs::read(path)?;
         let outputs = commands::outputs(&text, self.job.sensitive_outputs).map_err(|error| {
             Failure::Failed(format!("the outputs are not what `terraform output -json` writes: {error}"))

@@ -71,7 +71,8 @@ fn classified(status: &Status) -> Attempt {
     }
 }
 
-/// Downloads an archive and unpacks it; `clear` is called before each attempt.
+/// Downloads an archive and unpacks it; `clear` is called before another attempt: what is there before
+/// the first one may be mounted.
 ///
 /// # Errors
 /// When the launcher has none, or it cannot be unpacked.
@@ -81,13 +82,14 @@ pub async fn download(
     into: PathBuf,
     clear: impl Fn() -> io::Result<()>,
 ) -> Result<(), Error> {
+    let mut again = false;
     persistently(async || {
-        clear().map_err(|source| {
-            Attempt::Failed(Error::Archive(archive::Error::Io {
-                context: "cannot clear the directory: ".into(),
-                source,
-            }))
-        })?;
+        if std::mem::replace(&mut again, true) {
+            clear().map_err(|source| {
+                let context = "cannot clear the directory: ".to_owned();
+                Attempt::Failed(archive::Error::Io { context, source }.into())
+            })?;
+        }
         let mut client = client(socket.clone()).await.map_err(|error| Attempt::Broken(error.to_string()))?;
         let request = DownloadRequest { what: what.into() };
         let mut stream = client.download(request).await.map_err(|status| classified(&status))?.into_inner();

@@ -25,12 +25,14 @@ const GIT_PROTOCOLS: &str = "https:http:ssh:git:file";
 impl Run {
     pub(super) async fn prepare(&mut self) -> Result<(), Failure> {
         // From here on the log masks; nothing of the job was in it before.
-        let secrets = self.secrets().map_err(unable)?;
+        let secrets = self.secrets();
+        let secrets = self.or_close(secrets)?;
         *self.executor.log.masker() = Masker::new(secrets);
         let mut environment = self.initial.clone();
         environment.add(&self.computed()).map_err(unable)?;
         environment.add(&self.job.environment).map_err(unable)?;
-        self.mask_values(&environment).map_err(unable)?;
+        let masked = self.mask_values(&environment);
+        self.or_close(masked)?;
         self.initial = environment.clone();
         self.environment = environment;
 
@@ -103,7 +105,16 @@ impl Run {
         self.initial.set("SPACELIFT_PROJECT_ROOT", root.as_str());
         self.environment = self.initial.clone();
         let environment = self.environment.clone();
-        self.mask_values(&environment).map_err(unable)
+        let masked = self.mask_values(&environment);
+        self.or_close(masked)
+    }
+
+    /// A log that does not know all secrets would show some of them.
+    fn or_close<T>(&mut self, result: Result<T, TooMany>) -> Result<T, Failure> {
+        result.map_err(|error| {
+            self.executor.log.close();
+            unable(error)
+        })
     }
 
     /// Variables that say which run this is.
@@ -283,7 +294,10 @@ impl Run {
                 Some((b'-', name)) => {
                     changes.removed.insert(OsString::from_vec(name.to_vec()));
                 }
-                Some((b'*', mask)) => self.executor.log.masker().add(mask).map_err(io::Error::other)?,
+                Some((b'*', mask)) => {
+                    let log = &mut self.executor.log;
+                    log.masker().add(mask).map_err(io::Error::other).inspect_err(|_| log.close())?;
+                }
                 _ => {}
             }
         }

@@ -73,7 +73,7 @@ impl Launcher for Service {
                 here += 1;
                 let break_after = memory.break_after.load(Ordering::SeqCst);
                 let breaks = break_after > 0 && here > break_after;
-                if breaks && connection % 2 == 0 {
+                if breaks && connection.is_multiple_of(2) {
                     break;
                 }
                 let upto = {
@@ -237,7 +237,18 @@ impl Bench {
     }
 
     pub(crate) fn start(&mut self) -> u32 {
-        let worker = Command::new(env!("CARGO_BIN_EXE_spacelift-worker"))
+        self.spawn(Command::new(env!("CARGO_BIN_EXE_spacelift-worker")))
+    }
+
+    /// In a process namespace, as in a container.
+    pub(crate) fn start_as_process_1(&mut self) {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", env!("CARGO_BIN_EXE_spacelift-worker")]);
+        self.spawn(unshare);
+    }
+
+    fn spawn(&mut self, mut command: Command) -> u32 {
+        command
             .arg("run")
             .arg("--socket")
             .arg(self.socket())
@@ -245,12 +256,23 @@ impl Bench {
             .arg(self.workspace())
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+            .kill_on_drop(true);
+        let worker = command.spawn().expect("it does not start; `unshare` is in the Debian package util-linux");
         let id = worker.id().unwrap();
         self.worker = Some(worker);
         id
+    }
+
+    /// Away with its socket, and back after a while.
+    pub(crate) async fn restart(&mut self, meanwhile: impl FnOnce(&Path)) {
+        self.server.take().unwrap().abort();
+        let connection = self.memory.connection.lock().unwrap().take().unwrap();
+        std::fs::remove_file(self.socket()).unwrap();
+        connection.send(Err(Status::unavailable("gone"))).await.unwrap();
+        drop(connection);
+        meanwhile(&self.workspace());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.listen();
     }
 
     pub(crate) async fn stop(&self, grace: Duration, reason: &str) {
