@@ -30,6 +30,8 @@ const MAXIMUM_LAUNCHER_REQUEST: usize = 1024 * 1024;
 const MAXIMUM_ADMIN_REQUEST: usize = 12 * 1024 * 1024;
 /// Bytes of a source archive.
 const MAXIMUM_ARCHIVE: usize = 64 * 1024 * 1024;
+/// Bytes by which a body is read beyond its limit.
+const READ_BEYOND: usize = 1024 * 1024;
 /// The description of all this.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
@@ -147,12 +149,9 @@ async fn people_only(State(app): State<App>, request: Request, next: Next) -> Re
 
 async fn body(request: Request, limit: usize) -> Result<Bytes> {
     let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {limit} bytes"));
-    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if declared.is_some_and(|length: usize| length > limit) {
-        return Err(too_large());
-    }
-    // What else goes wrong here is the connection, and then nobody reads the answer.
-    axum::body::to_bytes(request.into_body(), limit).await.map_err(|_| too_large())
+    // A client that is answered while it still writes may not get to read the answer: what is a little too large is read.
+    let bytes = axum::body::to_bytes(request.into_body(), limit + READ_BEYOND).await.map_err(|_| too_large())?;
+    if bytes.len() > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
 fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {

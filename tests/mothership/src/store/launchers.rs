@@ -70,7 +70,7 @@ impl Decision<'_> {
         self.tx.execute(
             "INSERT INTO workers(id, pool, registration, state, online, registered, seen) VALUES(?1, ?2, ?3, ?4, 1, ?5, ?5)
              ON CONFLICT(id) DO UPDATE SET registration = excluded.registration, state = excluded.state, online = 1,
-               gone = 0, cycling = 0, registered = excluded.registered, seen = excluded.seen",
+               heard = 0, gone = 0, cycling = 0, registered = excluded.registered, seen = excluded.seen",
             params![worker.to_string(), pool.to_string(), json(registration), json(&registration.state), self.now],
         )?;
         // It began anew: what it was told before, it may not have heard.

@@ -87,7 +87,7 @@ impl Decision<'_> {
 
     fn alive(&self, pool: PoolId, worker: WorkerId, state: &WorkerState) -> Result<()> {
         self.tx.execute(
-            "UPDATE workers SET online = 1, seen = ?2, state = ?3 WHERE id = ?1",
+            "UPDATE workers SET online = 1, heard = 1, seen = ?2, state = ?3 WHERE id = ?1",
             params![worker.to_string(), self.now, json(state)],
         )?;
         let open =
@@ -199,10 +199,11 @@ impl Decision<'_> {
         Ok(())
     }
 
-    /// The newest one, and rather one that did not let this run lie before.
+    /// The newest one, and rather one that did not let this run lie before. Between its registration and the first message
+    /// of its session a worker would not hear of the run.
     fn idle_worker(&self, pool: PoolId, run: RunId) -> Result<Option<WorkerId>> {
         let mut statement = self.tx.prepare(
-            "SELECT id, state FROM workers WHERE pool = ?1 AND online = 1 AND gone = 0 AND drained = 0 AND cycling = 0
+            "SELECT id, state FROM workers WHERE pool = ?1 AND online = 1 AND heard = 1 AND gone = 0 AND drained = 0 AND cycling = 0
                AND id NOT IN (SELECT worker FROM assignments WHERE status IN ('SCHEDULED', 'CLAIMED'))
              ORDER BY (SELECT count(*) FROM assignments a WHERE a.worker = workers.id AND a.run = ?2
                        AND a.status = 'TAKEN_BACK'), registered DESC, id DESC",

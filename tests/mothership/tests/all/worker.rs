@@ -214,17 +214,21 @@ impl Worker {
 
     pub(crate) fn say_bytes(&self, payload: Vec<u8>) {
         let topic = mqtt::from_worker(&self.token.namespace, self.token.pool, self.id);
-        let client = self.client.lock().unwrap().clone().expect("it is connected");
-        let said = self.runtime.block_on(async {
-            client
-                .publish_tracked(topic, payload, PublishOptions::new(QoS::AtLeastOnce))
-                .await?
-                .wait_async()
-                .await
-                .ok();
-            Ok::<_, rumqttc::ClientError>(())
-        });
-        said.unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < LIMIT {
+            // The present session's, which may be another one at the next attempt.
+            let client = self.client.lock().unwrap().clone().expect("it is connected");
+            let saying = async {
+                let options = PublishOptions::new(QoS::AtLeastOnce);
+                let notice = client.publish_tracked(topic.clone(), payload.clone(), options).await.ok()?;
+                notice.wait_async().await.ok()
+            };
+            let said = self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(2), saying).await });
+            if let Ok(Some(_)) = said {
+                return;
+            }
+        }
+        panic!("the broker does not take what worker {} says", self.id);
     }
 
     pub(crate) fn alive(&self, state: WorkerState) {
