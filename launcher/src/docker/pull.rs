@@ -32,7 +32,7 @@ pub enum Problem {
     /// The registry wants credentials, or other ones.
     #[error(
         "the registry does not let this host have it ({0}). Log in with `docker --config DIR login` and name DIR in \
-         SPACELIFT_DOCKER_CONFIG_DIR, or let the role of the host read the repository in ECR"
+         SPACELIFT_DOCKER_CONFIG_DIR; for Amazon ECR, name the helper `ecr-login` under `credHelpers` in DIR/config.json"
     )]
     Unauthorized(String),
     /// The registry cannot be reached.
