@@ -20,6 +20,9 @@ mod registry_push;
 mod accidents;
 mod components;
 
+// The launcher's side of the container engine.
+mod launcher_docker;
+
 // Against an emulated AWS account.
 mod install;
 mod worker_pool;

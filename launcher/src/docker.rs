@@ -254,7 +254,8 @@ impl Engine {
             Docker::connect_with_http(&address, LIMIT.as_secs(), API_DEFAULT_VERSION)
         };
         let action = "tell its version";
-        let docker = connected.map_err(|error| failed(&address, action, error))?;
+        let docker =
+            connected.map_err(|error| failed(&address, action, error))?.with_request_modifier(pull::with_url_safe_auth);
         let docker = within(&address, action, LIMIT, docker.negotiate_version()).await?;
         Ok(Self { docker, address })
     }

@@ -1,8 +1,8 @@
 //! Credentials for the registries of runner images.
 //!
 //! They come from a Docker configuration directory, as `docker login` and credential helpers leave it. In the order in which
-//! they are looked at: `credHelpers` for the registry, `credsStore`, `auths`. A registry in Amazon ECR for which there is
-//! nothing gets a token from the AWS credentials of the host, a new one for each run.
+//! they are looked at: `credHelpers` for the registry, `credsStore`, `auths`. For Amazon ECR,
+//! where tokens expire, the helper `ecr-login` makes them of the AWS credentials of the host.
 //!
 //! Nothing is kept between two calls: somebody may log in again at any time, and tokens expire.
 

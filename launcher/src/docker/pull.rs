@@ -5,6 +5,7 @@ use std::fmt;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use bollard::BollardRequest;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as Bollard;
 use bollard::models::CreateImageInfo;
@@ -31,7 +32,7 @@ pub enum Problem {
     /// The registry wants credentials, or other ones.
     #[error(
         "the registry does not let this host have it ({0}). Log in with `docker --config DIR login` and name DIR in \
-         SPACELIFT_DOCKER_CONFIG_DIR, or let the role of the host read the repository in ECR"
+         SPACELIFT_DOCKER_CONFIG_DIR; for Amazon ECR, name the helper `ecr-login` under `credHelpers` in DIR/config.json"
     )]
     Unauthorized(String),
     /// The registry cannot be reached.
@@ -124,6 +125,19 @@ impl Engine {
 /// Whether it is an image's own identifier instead of a name.
 fn is_identifier(image: &str) -> bool {
     image.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The header with credentials in the alphabet of base64 that engines read. The client writes the other one, in which an
+/// engine reads nothing where the two differ: it would ask the registry as a stranger.
+pub(super) fn with_url_safe_auth(mut request: BollardRequest) -> BollardRequest {
+    if let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") {
+        let text = value.to_str().unwrap_or_default().replace('+', "-").replace('/', "_");
+        if let Ok(mut changed) = text.parse() {
+            std::mem::swap(value, &mut changed);
+            value.set_sensitive(true);
+        }
+    }
+    request
 }
 
 fn engine_credentials(credentials: Credentials, registry: &str) -> DockerCredentials {
