@@ -26,3 +26,7 @@ mod worker_pool;
 
 // Against S3 stores, one strict about signatures and checksums, one emulated, and a directory.
 mod publish;
+
+// The launcher's ways to the control plane, against a broker and servers on loopback.
+mod launcher_session;
+mod launcher_upload;

@@ -6,11 +6,14 @@
 
 pub mod aws_emulator;
 pub mod case;
+pub mod connect_proxy;
 pub mod daemon;
 pub mod docker;
 pub mod ecr;
 pub mod fault_proxy;
 pub mod gpg;
+pub mod mosquitto;
+pub mod pki;
 pub mod program;
 pub mod registry;
 pub mod release;
