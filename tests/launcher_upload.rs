@@ -34,14 +34,27 @@ use spacelift_launcher::upload::{self, Log, Parcel, Settings, Store};
 const STORE: &str = env!("CARGO_BIN_EXE_strict-s3");
 const LIMIT: u64 = 64 * 1024 * 1024;
 
-/// One authority and one pool for all tests: keys take a while.
-fn authority() -> &'static (Authority, PoolKey) {
-    static AUTHORITY: OnceLock<(Authority, PoolKey)> = OnceLock::new();
-    AUTHORITY.get_or_init(|| {
+/// One authority, one server and one pool for all tests: keys take a while.
+struct Pki {
+    authority: String,
+    certificate: String,
+    key: String,
+    pool: PoolKey,
+}
+
+fn pki() -> &'static Pki {
+    static PKI: OnceLock<Pki> = OnceLock::new();
+    // Its directory goes at once: nothing that is in a static is ever dropped.
+    PKI.get_or_init(|| {
         let authority = Authority::new();
-        let (_, key) = authority.client("pool");
-        let key = PoolKey::from_pem(&text(&key)).unwrap();
-        (authority, key)
+        let (certificate, key) = authority.server();
+        let (_, pool) = authority.client("pool");
+        Pki {
+            authority: authority.pem(),
+            certificate: text(&certificate),
+            key: text(&key),
+            pool: PoolKey::from_pem(&text(&pool)).unwrap(),
+        }
     })
 }
 
@@ -81,13 +94,7 @@ struct State {
 
 impl ControlPlane {
     fn start(store: &str) -> Self {
-        let (certificate, key) = {
-            static SERVER: OnceLock<(String, String)> = OnceLock::new();
-            SERVER.get_or_init(|| {
-                let (certificate, key) = authority().0.server();
-                (text(&certificate), text(&key))
-            })
-        };
+        let Pki { certificate, key, .. } = pki();
         let chain = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -126,11 +133,11 @@ impl ControlPlane {
     }
 
     fn client(&self) -> ApiClient {
-        self.client_at(&format!("https://127.0.0.1:{}/base/", self.port), &authority().1, network::Settings::default())
+        self.client_at(&format!("https://127.0.0.1:{}/base/", self.port), &pki().pool, network::Settings::default())
     }
 
     fn client_at(&self, address: &str, key: &PoolKey, network: network::Settings) -> ApiClient {
-        let settings = network::Settings { token_authorities: Some(authority().0.pem()), ..network };
+        let settings = network::Settings { token_authorities: Some(pki().authority.clone()), ..network };
         let http = Network::new(&settings).unwrap().api_client().unwrap();
         ApiClient::new(http, address, key.clone(), self.state.pool, self.state.worker).unwrap()
     }
@@ -191,7 +198,7 @@ fn answer(state: &State, line: &str, headers: &BTreeMap<String, String>, body: &
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let request = signature::Request { method, path, body };
-    let signed = match signature::verify(&authority().1.public(), &signed, now, request) {
+    let signed = match signature::verify(&pki().pool.public(), &signed, now, request) {
         Ok(signed) => signed,
         Err(error) => return problem(401, error.to_string()),
     };
@@ -388,7 +395,7 @@ fn deadlines_hold() {
         let plane = ControlPlane::start("http://127.0.0.1:1");
         plane.will([Mistake::Silence]);
         let client = plane.client();
-        let nobody = plane.client_at("https://127.0.0.1:1", &authority().1, network::Settings::default());
+        let nobody = plane.client_at("https://127.0.0.1:1", &pki().pool, network::Settings::default());
         for client in [client, nobody] {
             let begun = Instant::now();
             let error = client.register(&registration(), Some(Duration::from_secs(2))).await.unwrap_err();
@@ -409,14 +416,14 @@ fn only_known_authorities_are_talked_to_and_proxies_are_used() {
         });
         let http = other.unwrap().api_client().unwrap();
         let (pool, worker) = (plane.state.pool, plane.state.worker);
-        let stranger = ApiClient::new(http, &address, authority().1.clone(), pool, worker).unwrap();
+        let stranger = ApiClient::new(http, &address, pki().pool.clone(), pool, worker).unwrap();
         let error = stranger.register(&registration(), Some(Duration::from_secs(1))).await.unwrap_err().to_string();
         assert!(error.contains("ADDITIONAL_ROOT_CA"), "{error}");
         assert!(
             ApiClient::new(
                 Network::new(&network::Settings::default()).unwrap().api_client().unwrap(),
                 "http://127.0.0.1/",
-                authority().1.clone(),
+                pki().pool.clone(),
                 pool,
                 worker
             )
@@ -427,7 +434,7 @@ fn only_known_authorities_are_talked_to_and_proxies_are_used() {
         let settings =
             network::Settings { https_proxy: Some(proxy.address(CREDENTIALS)), ..network::Settings::default() };
         let address = format!("https://{UNRESOLVABLE}:{}/base", plane.port);
-        plane.client_at(&address, &authority().1, settings).register(&registration(), SOON).await.unwrap();
+        plane.client_at(&address, &pki().pool, settings).register(&registration(), SOON).await.unwrap();
         assert_eq!(proxy.requests(), 1);
     });
 }
@@ -571,7 +578,7 @@ fn encrypted_objects_come_back_and_nothing_else_does() {
     let store = S3Store::start(STORE);
     run(async {
         let plane = ControlPlane::start(&store.endpoint());
-        let (objects, key) = (plane.store(), &authority().1);
+        let (objects, key) = (plane.store(), &pki().pool);
         let directory = tempfile::tempdir().unwrap();
         let plain: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
         let mut parcel = Parcel::begin(directory.path(), &key.public()).unwrap();
