@@ -1,12 +1,9 @@
 //! The launcher's MQTT session, with a real broker and a control plane at its other side.
 
 use std::future::Future;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use integration_tests::connect_proxy::{CREDENTIALS, ConnectProxy};
 use integration_tests::mosquitto::{self, Mosquitto};
 use integration_tests::pki::{Authority, UNRESOLVABLE, text};
 use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
@@ -80,7 +77,7 @@ impl Control {
         let tls = Network::new(&network).unwrap().broker_tls(&certificate, &PoolKey::from_pem(&text(&key)).unwrap());
         let mut options = MqttOptions::new("control-plane", ("127.0.0.1", broker.port()));
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls.unwrap())));
-        options.set_clean_session(false);
+        options.set_clean_session(false).set_max_packet_size(mqtt::MAXIMUM_SIZE, mqtt::MAXIMUM_SIZE);
         let (client, mut events) = AsyncClient::builder(options).capacity(64).build();
         client.subscribe(mqtt::from_all_workers(mqtt::DEFAULT_NAMESPACE), QoS::AtLeastOnce).await.unwrap();
         let (said, heard) = mpsc::unbounded_channel();
@@ -345,64 +342,12 @@ fn brokers_over_websocket() {
     });
 }
 
-/// A proxy that knows `CONNECT`, and one host that nobody else can resolve.
-struct Proxy {
-    port: u16,
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-impl Proxy {
-    fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let requests = Arc::default();
-        let seen: Arc<Mutex<Vec<String>>> = Arc::clone(&requests);
-        // It ends with the process; a connection lasts as long as its two ends.
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let seen = Arc::clone(&seen);
-                thread::spawn(move || serve(client, &seen));
-            }
-        });
-        Self { port, requests }
-    }
-}
-
-fn serve(mut client: TcpStream, seen: &Mutex<Vec<String>>) -> Option<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        client.read_exact(&mut byte).ok()?;
-        head.extend(byte);
-    }
-    let head = String::from_utf8(head).ok()?;
-    let port = head.strip_prefix(&format!("CONNECT {UNRESOLVABLE}:"))?.split(' ').next()?.parse::<u16>().ok()?;
-    // `user:p@ss`.
-    let is_known = head.to_ascii_lowercase().contains("proxy-authorization: basic dxnlcjpwqhnz");
-    seen.lock().unwrap().push(head);
-    if !is_known {
-        client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n").ok()?;
-        return None;
-    }
-    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
-    client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").ok()?;
-    let (mut from, mut to) = (client.try_clone().ok()?, server.try_clone().ok()?);
-    let upwards = thread::spawn(move || {
-        let _ = std::io::copy(&mut from, &mut to);
-        let _ = to.shutdown(Shutdown::Both);
-    });
-    let (mut from, mut to) = (server, client);
-    let _ = std::io::copy(&mut from, &mut to);
-    let _ = to.shutdown(Shutdown::Both);
-    upwards.join().ok()
-}
-
 #[test]
 fn a_proxy_leads_to_the_broker() {
     run(async |mut world| {
-        let proxy = Proxy::start();
+        let proxy = ConnectProxy::start();
         let through = |credentials: &str, no_proxy: Option<&str>| network::Settings {
-            https_proxy: Some(format!("http://{credentials}127.0.0.1:{}", proxy.port)),
+            https_proxy: Some(proxy.address(credentials)),
             no_proxy: no_proxy.map(ToOwned::to_owned),
             ..network::Settings::default()
         };
@@ -411,10 +356,10 @@ fn a_proxy_leads_to_the_broker() {
             ..world.settings_through(WorkerId::new(), network, &world.authority)
         };
         let (port, web_port) = (world.broker.port(), world.broker.web_port());
-        let direct = settings(through("user:p%40ss@", None), "mqtts", port);
-        let web = settings(through("user:p%40ss@", None), "wss", web_port);
+        let direct = settings(through(CREDENTIALS, None), "mqtts", port);
+        let web = settings(through(CREDENTIALS, None), "wss", web_port);
         let denied = settings(through("", None), "mqtts", port);
-        let around = settings(through("user:p%40ss@", Some(UNRESOLVABLE)), "mqtts", port);
+        let around = settings(through(CREDENTIALS, Some(UNRESOLVABLE)), "mqtts", port);
 
         for settings in [direct, web] {
             let worker = settings.worker;
@@ -423,16 +368,16 @@ fn a_proxy_leads_to_the_broker() {
             handle.close().await;
             world.control.hears(worker, FromWorker::Bye {}).await;
         }
-        assert_eq!(proxy.requests.lock().unwrap().len(), 2);
+        assert_eq!(proxy.requests(), 2);
 
         let (_handle, mut events) = Session::start(denied).unwrap();
         let reason_of_proxy = reason(next(&mut events).await);
         assert!(reason_of_proxy.contains("proxy") && reason_of_proxy.contains("HTTPS_PROXY"), "{reason_of_proxy}");
 
-        let before = proxy.requests.lock().unwrap().len();
+        let before = proxy.requests();
         let (_handle, mut events) = Session::start(around).unwrap();
         let unresolved = reason(next(&mut events).await);
         assert!(unresolved.contains("cannot be resolved"), "{unresolved}");
-        assert!(proxy.requests.lock().unwrap().len() <= before + 1, "NO_PROXY leads around it");
+        assert!(proxy.requests() <= before + 1, "NO_PROXY leads around it");
     });
 }

@@ -34,4 +34,5 @@ mod publish;
 mod launcher_session;
 
 // Launcher, worker and control plane, with everything real between them.
+mod launcher_upload;
 mod runs;

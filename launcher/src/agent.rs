@@ -418,7 +418,9 @@ impl Agent {
         match removed {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(container = present.container(), %error, "cannot remove the container"),
-            Err(_) => tracing::error!(container = present.container(), "the Docker engine does not remove the container"),
+            Err(_) => {
+                tracing::error!(container = present.container(), "the Docker engine does not remove the container")
+            }
         }
         let directory = present.directory.clone();
         drop(present);

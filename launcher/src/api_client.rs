@@ -332,7 +332,7 @@ impl Request {
 /// What a failed connection was about, and what to do.
 pub(crate) fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     let text = chain(error);
-    let advice = if text.contains("UnknownIssuer") {
+    let advice = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         ". Its certificate is of an authority that this host does not trust: set ADDITIONAL_ROOT_CAS"
     } else if text.contains("dns error") || text.contains("lookup address") {
         ". Its name cannot be resolved: check the host's DNS, or set HTTPS_PROXY"

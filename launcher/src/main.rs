@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use spacelift_launcher::config::{Config, Problems};
-use spacelift_launcher::{agent, exit_code};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
+use spacelift_launcher::{agent, exit_code};
 use spacelift_worker::build_info::BuildInfo;
 
 use command::{Command, Format};

@@ -265,9 +265,9 @@ pub enum Event {
     Claimed(Box<Job>),
     /// It is not, or could not be had.
     ClaimFailed,
-    /// The container runs.
+    /// The container is about to be started. Whatever its worker says comes later.
     Started,
-    /// It does not, and is not there.
+    /// It could not be made or started, and is not there.
     PreparationFailed(End),
     /// Preparing was cancelled, and there is no container.
     PreparationCancelled,
@@ -480,11 +480,17 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
         (Activity::Claiming { stop, .. }, Event::Claimed(job)) => claimed(*job, stop, limits),
         (Activity::Claiming { .. }, Event::ClaimFailed) => (Activity::Idle, vec![]),
         (Activity::Preparing { run, stop }, Event::Started) => started(run, stop, limits),
-        (Activity::Preparing { run, stop }, Event::PreparationFailed(end)) => {
+        (
+            Activity::Preparing { run, stop } | Activity::Executing { run, stop, said: None },
+            Event::PreparationFailed(end),
+        ) => {
             let end = stop.map_or(end, |stop| stopped(stop, limits));
             ended(run, end)
         }
-        (Activity::Preparing { run, stop }, Event::PreparationCancelled) => {
+        (
+            Activity::Preparing { run, stop } | Activity::Executing { run, stop, said: None },
+            Event::PreparationCancelled,
+        ) => {
             let end = stop.map_or_else(
                 || End { outcome: Outcome::Unable, message: "preparing was cancelled".to_owned(), changes: None },
                 |stop| stopped(stop, limits),

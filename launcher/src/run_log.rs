@@ -45,7 +45,12 @@ impl RunLog {
     ///
     /// # Errors
     /// The directory cannot be used.
-    pub async fn open(directory: &Path, ids: Ids, store: Store, on_standard_output: bool) -> Result<Self, upload::Error> {
+    pub async fn open(
+        directory: &Path,
+        ids: Ids,
+        store: Store,
+        on_standard_output: bool,
+    ) -> Result<Self, upload::Error> {
         let settings = upload::Settings { directory: directory.to_owned(), limit: LIMIT, store };
         let log = upload::Log::open(settings).await?;
         let last_sequence = AtomicU64::new(log.acknowledged());
@@ -161,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_line_has_the_documented_fields() {
-        let copy = Copy { stack: "network".to_owned(), rest: b"one \"line\"\r\n".to_vec(), ..Copy::new("R".to_owned()) };
+        let copy =
+            Copy { stack: "network".to_owned(), rest: b"one \"line\"\r\n".to_vec(), ..Copy::new("R".to_owned()) };
         let line: serde_json::Value = serde_json::from_str(&copy.line(5)).unwrap();
         assert_eq!(line, json!({ "run_ulid": "R", "stack_id": "network", "ts": 5, "msg": "one \"line\"" }));
     }

@@ -81,7 +81,7 @@ pub struct Settings {
 /// What happens in a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The broker accepted the connection and the subscription. What was said meanwhile follows.
+    /// Messages from the control plane arrive. What was said meanwhile follows.
     Connected,
     /// The control plane says something, once.
     Message(ToWorker),
@@ -141,7 +141,8 @@ struct Said {
     heartbeat: Duration,
 }
 
-/// A session. Dropping it breaks the connection, and the broker publishes the last will.
+/// A session. Dropping it breaks the connection, and the broker publishes the last will. Dropping the receiver of events does
+/// not: signs of life go on, and messages wait at the broker.
 #[derive(Debug)]
 pub struct Handle {
     say: watch::Sender<Said>,
@@ -217,7 +218,7 @@ struct Task {
 
 /// How a connection ended.
 enum End {
-    /// As it was asked to, or because nobody is there any more.
+    /// As it was asked to, or because the handle was dropped.
     Closed,
     /// By itself.
     Failed {
@@ -249,14 +250,10 @@ impl Task {
             let retry_in = backoff.after_failure();
             tracing::warn!(retry_in_ms = retry_in.as_millis(), "no connection to the broker: {reason}");
             // While the queue is full the receiver learns of the next connection, or of the next failure.
-            let event = Event::Disconnected { reason, retry_in };
-            if let Err(mpsc::error::TrySendError::Closed(_)) = self.events.try_send(event) {
-                return;
-            }
+            let _ = self.events.try_send(Event::Disconnected { reason, retry_in });
             tokio::select! {
                 () = tokio::time::sleep(retry_in) => {}
                 _ = &mut self.closing => return,
-                () = self.events.closed() => return,
             }
         }
     }
@@ -315,9 +312,15 @@ impl Task {
             }
         };
         tokio::pin!(polling);
-        let mut connection =
-            Connection { client, phase: Phase::Connecting, accepted: None, in_flight: None, due: false };
-        let mut heartbeat = Instant::now();
+        let mut connection = Connection {
+            client,
+            phase: Phase::Connecting,
+            accepted: None,
+            in_flight: None,
+            due: false,
+            announced: false,
+        };
+        let mut heartbeat = Instant::now() + self.said.borrow().heartbeat;
         let mut deadline = Instant::now() + 2 * Duration::from_secs(CONNECT_TIMEOUT);
         let mut close_deadline = None;
         loop {
@@ -350,7 +353,6 @@ impl Task {
                     connection.due = true;
                     heartbeat = Instant::now() + self.said.borrow().heartbeat;
                 }
-                () = self.events.closed(), if close_deadline.is_none() => return End::Closed,
                 () = tokio::time::sleep_until(heartbeat), if connection.phase == Phase::Subscribed => {
                     connection.due = true;
                     heartbeat = Instant::now() + self.said.borrow().heartbeat;
@@ -390,13 +392,18 @@ impl Task {
                 if connection.phase == Phase::Subscribing {
                     connection.phase = Phase::Subscribed;
                     connection.due = true;
-                    self.hand_on(Event::Connected)?;
+                    self.announce(connection)?;
                 }
                 Ok(())
             }
             rumqttc::Event::Incoming(Packet::Publish(publish)) => {
-                self.message(&publish.payload)?;
-                connection.client.try_ack(&publish).map_err(|error| error.to_string())
+                // A broker that kept the session sends what it holds before it answers the subscription.
+                self.announce(connection)?;
+                match self.message(&publish.payload)? {
+                    Taken::Yes => connection.client.try_ack(&publish).map_err(|error| error.to_string()),
+                    // This process is about to end. The next one gets it, in the same persistent session.
+                    Taken::NobodyListens => Ok(()),
+                }
             }
             rumqttc::Event::Incoming(Packet::PubAck(_)) => {
                 if connection.in_flight.take() == Some(InFlight::Bye) {
@@ -412,26 +419,39 @@ impl Task {
         }
     }
 
+    fn announce(&self, connection: &mut Connection) -> Result<(), String> {
+        if !std::mem::replace(&mut connection.announced, true) {
+            self.hand_on(Event::Connected)?;
+        }
+        Ok(())
+    }
+
     /// An error here makes the broker repeat the message after the next connection.
-    fn message(&mut self, payload: &[u8]) -> Result<(), String> {
+    fn message(&mut self, payload: &[u8]) -> Result<Taken, String> {
         let envelope = match Envelope::<ToWorker>::decode(payload) {
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::warn!("passed over what the control plane sent: {error}");
-                return Ok(());
+                return Ok(Taken::Yes);
             }
         };
         if self.seen.contains(envelope.id) {
             tracing::debug!(id = %envelope.id, "passed over a repeated message");
-            return Ok(());
+            return Ok(Taken::Yes);
         }
-        self.hand_on(Event::Message(envelope.body))?;
-        self.seen.insert(envelope.id);
-        Ok(())
+        let taken = self.hand_on(Event::Message(envelope.body))?;
+        if taken == Taken::Yes {
+            self.seen.insert(envelope.id);
+        }
+        Ok(taken)
     }
 
-    fn hand_on(&self, event: Event) -> Result<(), String> {
-        self.events.try_send(event).map_err(|_| "the launcher is too busy to take more messages".to_owned())
+    fn hand_on(&self, event: Event) -> Result<Taken, String> {
+        match self.events.try_send(event) {
+            Ok(()) => Ok(Taken::Yes),
+            Err(mpsc::error::TrySendError::Closed(_)) => Ok(Taken::NobodyListens),
+            Err(mpsc::error::TrySendError::Full(_)) => Err("the launcher is too busy to take more messages".to_owned()),
+        }
     }
 
     fn publish(&mut self, connection: &mut Connection) -> Result<(), String> {
@@ -456,6 +476,13 @@ impl Task {
         }
         Ok(())
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    /// The receiver of events was dropped.
+    NobodyListens,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -484,6 +511,8 @@ struct Connection {
     in_flight: Option<InFlight>,
     /// Whether a sign of life is to be given.
     due: bool,
+    /// Whether [`Event::Connected`] was handed on.
+    announced: bool,
 }
 
 impl Connection {

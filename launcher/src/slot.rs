@@ -142,10 +142,10 @@ impl Slot {
 fn identity(directory: &Path) -> Result<WorkerId, Error> {
     let path = directory.join("worker");
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim_end().parse().map_err(|error: launcher_wire::id::InvalidId| Error::Damaged {
-            path,
-            reason: error.to_string(),
-        }),
+        Ok(text) => text
+            .trim_end()
+            .parse()
+            .map_err(|error: launcher_wire::id::InvalidId| Error::Damaged { path, reason: error.to_string() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let worker = WorkerId::new();
             write(directory, "worker", format!("{worker}\n").as_bytes())?;

@@ -18,7 +18,7 @@ use reqwest::{Body, Method, Response, StatusCode, Url};
 use rsa::RsaPublicKey;
 use tempfile::NamedTempFile;
 
-pub use log::{Log, Settings};
+pub use log::{Log, Pending, Settings};
 
 use crate::api_client::{self, ApiClient};
 use crate::network::{Backoff, chain, is_loopback};

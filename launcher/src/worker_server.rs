@@ -15,8 +15,8 @@ use launcher_wire::api::{Changes, Object};
 use rustix::process::geteuid;
 use spacelift_worker::protocol::service::launcher_server::{Launcher, LauncherServer};
 use spacelift_worker::protocol::{
-    self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_MESSAGE, MAXIMUM_PART, Phase, Stop, ToWorker, Upload,
-    UploadPart, Uploaded, Welcome, from_worker, to_worker,
+    self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_MESSAGE, MAXIMUM_PART, Phase, Stop, ToWorker,
+    Upload, UploadPart, Uploaded, Welcome, from_worker, to_worker,
 };
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -26,8 +26,8 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::{Event, WorkerOutcome, WorkerResult};
-use crate::transfer::Transfer;
 use crate::run_log::{RunLog, Taken};
+use crate::transfer::Transfer;
 
 /// The user that a container's processes are.
 pub const WORKER_USER: u32 = 1983;

@@ -2,28 +2,27 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use launcher_wire::key::PoolKey;
 use spacelift_launcher::sealed::{self, Error, Sealer};
-use tempfile::TempDir;
 
 /// A directory with `spacelift.key` and `other.key`, made as the product's documentation has it.
 fn keys() -> &'static Path {
-    static KEYS: OnceLock<TempDir> = OnceLock::new();
+    static KEYS: OnceLock<PathBuf> = OnceLock::new();
     KEYS.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sealed");
+        fs::create_dir_all(&directory).unwrap();
         for name in ["spacelift", "other"] {
-            let at = |extension| directory.path().join(format!("{name}.{extension}"));
+            let at = |extension| directory.join(format!("{name}.{extension}"));
             let mut openssl = Command::new("openssl");
             openssl.args(["req", "-new", "-newkey", "rsa:4096", "-nodes", "-subj", "/CN=pool", "-keyout"]);
             run(openssl.arg(at("key")).arg("-out").arg(at("csr")), "openssl", b"");
         }
         directory
     })
-    .path()
 }
 
 fn key(name: &str) -> PoolKey {

@@ -24,7 +24,7 @@ fn a_tracked_run_is_planned_here_and_applied_there() {
         output: None,
     });
     let run = control_plane.begin(&stack, RunType::Tracked, None);
-    let planned = control_plane.wait_for(run, RunState::Unconfirmed);
+    control_plane.wait_for(run, RunState::Unconfirmed);
     let log = String::from_utf8(control_plane.log(run)).unwrap();
     assert!(log.contains("the init\n") && log.contains("the plan of ***\n"), "{log}");
     assert!(!log.contains(SECRET), "{log}");
@@ -44,15 +44,24 @@ fn a_tracked_run_is_planned_here_and_applied_there() {
     control_plane.client.confirm(run).unwrap();
     let finished = control_plane.wait_for(run, RunState::Finished);
     let states: Vec<RunState> = finished.history.iter().map(|change| change.state).collect();
-    use RunState::{Applying, Confirmed, Finished, Initializing, Planning, Preparing, PreparingApply, Queued, Unconfirmed};
-    assert_eq!(states, [Queued, Preparing, Initializing, Planning, Unconfirmed, Confirmed, PreparingApply, Applying, Finished]);
+    let expected = [
+        RunState::Queued,
+        RunState::Preparing,
+        RunState::Initializing,
+        RunState::Planning,
+        RunState::Unconfirmed,
+        RunState::Confirmed,
+        RunState::PreparingApply,
+        RunState::Applying,
+        RunState::Finished,
+    ];
+    assert_eq!(states, expected);
     let log = String::from_utf8(control_plane.log(run)).unwrap();
     assert!(log.contains("planned with ***\n") && log.contains("CARRIED is over\n"), "{log}");
     assert!(!log.contains(SECRET), "{log}");
     let workers: Vec<_> = finished.stages.iter().map(|stage| stage.worker).collect();
     assert_eq!(workers.len(), 2, "{finished:#?}");
     assert_ne!(workers[0], workers[1]);
-    drop(planned);
 
     assert_eq!(world.containers(), Vec::<String>::new());
     assert_eq!(second.finish(), Some(0));
@@ -145,7 +154,11 @@ fn a_run_is_stopped_by_its_user_and_by_its_limits() {
 fn a_policy_decides_before_there_is_a_container() {
     let world = World::new();
     let policy = world.engine.path().join("policy.rego");
-    fs::write(&policy, "package spacelift\n\ndeny[\"no tasks that rm\"] { contains(input.static_run_environment.command, \"rm\") }\n").unwrap();
+    fs::write(
+        &policy,
+        "package spacelift\n\ndeny[\"no tasks that rm\"] { contains(input.static_run_environment.command, \"rm\") }\n",
+    )
+    .unwrap();
     let launcher = world.launcher(&[("SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY", policy.to_str().unwrap())]);
     let run = world.control_plane.begin(&world.stack("policy"), RunType::Task, Some("rm -rf /"));
     let ended = world.control_plane.wait_for(run, RunState::Failed);
@@ -181,7 +194,10 @@ fn a_pool_sees_nothing_of_another() {
     let other = world.control_plane.pool();
     // The key of one pool and the token of another.
     let mut launcher = Command::new(launcher_program());
-    launcher.env_clear().env("SPACELIFT_TOKEN", &world.pool.token).env("SPACELIFT_POOL_PRIVATE_KEY", other.private_key());
+    launcher
+        .env_clear()
+        .env("SPACELIFT_TOKEN", &world.pool.token)
+        .env("SPACELIFT_POOL_PRIVATE_KEY", other.private_key());
     let refused = run::finish(&mut launcher).expect(64);
     assert!(refused.says("SPACELIFT_POOL_PRIVATE_KEY") && refused.says("does not belong"), "{refused}");
 

@@ -88,7 +88,17 @@ impl ControlPlane {
     pub fn pool(&self) -> Pool {
         let directory = tempfile::tempdir().unwrap();
         let mut openssl = run::tool("openssl");
-        openssl.args(["req", "-new", "-newkey", "rsa:4096", "-nodes", "-keyout", "spacelift.key", "-out", "spacelift.csr"]);
+        openssl.args([
+            "req",
+            "-new",
+            "-newkey",
+            "rsa:4096",
+            "-nodes",
+            "-keyout",
+            "spacelift.key",
+            "-out",
+            "spacelift.csr",
+        ]);
         // Whoever is asked for a subject presses Enter.
         openssl.args(["-batch"]).current_dir(directory.path());
         succeed(&mut openssl);
@@ -252,7 +262,9 @@ impl Killed {
 /// The engine refuses it.
 pub fn runner_image(engine: &Engine) -> String {
     let root = docker::busybox_root();
-    for name in ["sh", "cat", "echo", "env", "id", "ls", "mkdir", "sleep", "stat", "touch", "true", "false", "date", "ps"] {
+    for name in
+        ["sh", "cat", "echo", "env", "id", "ls", "mkdir", "sleep", "stat", "touch", "true", "false", "date", "ps"]
+    {
         std::os::unix::fs::symlink("busybox", root.path().join("bin").join(name)).unwrap();
     }
     engine.import(root.path(), "runner");

@@ -6,6 +6,7 @@
 
 pub mod aws_emulator;
 pub mod case;
+pub mod connect_proxy;
 pub mod control_plane;
 pub mod daemon;
 pub mod docker;

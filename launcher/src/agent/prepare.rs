@@ -54,11 +54,7 @@ impl Preparation {
             _ = cancelled => None,
         };
         let event = match result {
-            Some(Ok(())) => {
-                let _ = self.events.send(Event::Started).await;
-                watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone());
-                return;
-            }
+            Some(Ok(())) => return watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone()),
             Some(Err(end)) => Event::PreparationFailed(end),
             None => Event::PreparationCancelled,
         };
@@ -110,7 +106,10 @@ impl Preparation {
         });
         self.server.send_replace(Some(Arc::new(server.map_err(unable)?)));
 
-        let created = host.engine.create(&self.container(image, worker, socket_directory, workspace)).await.map_err(unable)?;
+        let spec = self.container(image, worker, socket_directory, workspace);
+        let created = host.engine.create(&spec).await.map_err(unable)?;
+        // Before it is: what the worker then says must find a run that is being executed.
+        let _ = self.events.send(Event::Started).await;
         host.engine.start(&created.id).await.map_err(unable)
     }
 

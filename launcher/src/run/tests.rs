@@ -214,7 +214,9 @@ impl World {
                 assert!(self.prepared.insert(job.assignment), "prepared once");
                 if random.below(4) == 0 {
                     let end = End { outcome: Outcome::Unable, message: String::new(), changes: None };
-                    self.answer([Event::PreparationFailed(end)]);
+                    let begun = if random.below(2) == 0 { vec![Event::Started] } else { vec![] };
+                    let failed = [Event::PreparationFailed(end), Event::PreparationCancelled];
+                    self.answer(begun.into_iter().chain([failed[random.below(2) as usize].clone()]));
                 } else {
                     self.container = self.present;
                     let mut life =

@@ -79,7 +79,8 @@ fn tls(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(reason) => {
             let advice = match reason {
-                CertificateError::UnknownIssuer => {
+                // The latter when another authority has the name of one that is trusted: one that was made anew.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                     "It is of an authority that is not trusted: set ADDITIONAL_ROOT_CAS, or use the token that the pool has now"
                 }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

@@ -101,7 +101,18 @@ impl Log {
     /// # Errors
     /// It is not in the log: see [`spool::Error`]. After [`spool::Error::LimitReached`] a later one may succeed.
     pub async fn append(&self, sequence: u64, bytes: Vec<u8>) -> Result<u64, spool::Error> {
-        self.ask(|answer| Command::Append { sequence, bytes, answer }).await
+        self.submit(sequence, bytes).await?.done().await
+    }
+
+    /// As [`Self::append`], without waiting for the disk: returns once the message has its place, so that the next one can
+    /// follow at once and shares the wait with it.
+    ///
+    /// # Errors
+    /// The log has ended.
+    pub async fn submit(&self, sequence: u64, bytes: Vec<u8>) -> Result<Pending, spool::Error> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(Command::Append { sequence, bytes, answer }).await.map_err(|_| ended())?;
+        Ok(Pending { answered })
     }
 
     /// Takes a line of the launcher's own; a line break is added. Some of them fit even when the limit is reached.
@@ -165,6 +176,22 @@ impl Drop for Log {
     fn drop(&mut self) {
         self.uploader.abort();
         self.keeper.abort();
+    }
+}
+
+/// A message on its way to the disk.
+#[derive(Debug)]
+pub struct Pending {
+    answered: oneshot::Receiver<Result<u64, spool::Error>>,
+}
+
+impl Pending {
+    /// Waits until it is safe: see [`Log::append`].
+    ///
+    /// # Errors
+    /// It is not in the log.
+    pub async fn done(self) -> Result<u64, spool::Error> {
+        self.answered.await.unwrap_or_else(|_| Err(ended()))
     }
 }
 
