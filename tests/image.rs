@@ -154,7 +154,8 @@ fn docker_loads_and_runs_it() {
     let extracted = succeed(engine.run().args([&name, "extract-worker"]));
     assert!(extracted.starts_with("/opt/spacelift/workers/spacelift-worker-"), "{extracted}");
     // Without arguments it is the agent, which says what it lacks.
-    finish(engine.run().arg(&name)).expect(69);
+    let lacking = finish(engine.run().arg(&name)).expect(64);
+    assert!(lacking.says("SPACELIFT_TOKEN") && lacking.says("SPACELIFT_POOL_PRIVATE_KEY"), "{lacking}");
 
     let seen = finish(engine.docker().args(["image", "inspect", &name])).expect(0).json();
     let (config, root) = (&seen[0]["Config"], &seen[0]["RootFS"]);

@@ -46,6 +46,8 @@ fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
 enum Failure {
     #[error("{0}; see `spacelift-launcher --help`")]
     Usage(lexopt::Error),
+    #[error("{description}. Use the launcher of a release, or build one with `cargo xtask dist`")]
+    NoWorker { description: String },
     #[error("{0}")]
     Config(Problems),
     #[error("cannot start its threads: {0}")]
@@ -66,6 +68,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => exit_code::USAGE,
+            Self::NoWorker { .. } => exit_code::UNAVAILABLE,
             Self::Worker(error) => worker_exit_code(error),
             Self::Agent(error) => agent_exit_code(error),
             Self::Output(_) | Self::Signals(_) | Self::Runtime(_) => exit_code::IO,
@@ -96,6 +99,10 @@ fn agent_exit_code(error: &agent::Error) -> u8 {
 
 /// Lives until it is told to end.
 fn start(info: &BuildInfo) -> Result<(), Failure> {
+    // First of all: no variable would help.
+    if worker_binary::embedded().is_none() {
+        return Err(Failure::NoWorker { description: one_line(info) });
+    }
     logging::start();
     let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
     tracing::info!("{}", one_line(info));

@@ -50,7 +50,7 @@ struct Rule {
     banned: &'static [&'static str],
 }
 
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 6] = [
     Rule {
         package: "xtask",
         reason: "it starts programs and is built before everything else, in seconds",
@@ -93,6 +93,11 @@ const RULES: [Rule; 5] = [
         package: "spacelift-launcher",
         reason: "it is fetched by every worker host and does not carry the release tool",
         banned: &["aws-*", "sequoia-*", "bundle-core", "spacelift-bundle"],
+    },
+    Rule {
+        package: "launcher-wire",
+        reason: "it says what both sides mean, and opens no connection itself",
+        banned: &["aws-*", "bollard*", "hyper*", "reqwest", "rumqttc*", "rustls", "tokio*"],
     },
     Rule {
         package: "spacelift-worker",

@@ -136,7 +136,7 @@ fn the_first_reason_decides_and_a_more_urgent_one_only_hurries() {
     let ids = ids();
     let events = [Event::Scheduled(ids), Event::Claimed(job(ids, Stage::Plan)), Started, Event::StopRequested(ids)];
     let (state, _) = all(State::new(LIMITS, Intake::Open), events);
-    let (state, actions) = step(state, Event::Kill);
+    let (state, actions) = step(state, Kill);
     let hurried = actions
         .iter()
         .any(|action| matches!(action, Action::StopWorker { grace, .. } if *grace == Stop::Shutdown.grace()));
