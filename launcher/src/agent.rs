@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::api_client::{self, ApiClient};
 use crate::config::Config;
 use crate::docker::{self, Engine};
-use crate::network::{self, Network};
+use crate::network;
 use crate::run::{self, Action, Event, Exit, Ids, Intake, Limits, State, Timer};
 use crate::run_log::RunLog;
 use crate::session::{self, Session};
@@ -87,13 +87,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
     let slot = Slot::take(&config.directory, config.token.pool)?;
     let engine = Engine::connect(config.docker_host.as_deref()).await?;
     engine.ping().await?;
-    let network = Network::new(&network::Settings {
-        token_authorities: config.token.ca.clone(),
-        additional_roots: config.additional_roots.clone(),
-        http_proxy: config.proxies.http.clone(),
-        https_proxy: config.proxies.https.clone(),
-        no_proxy: config.proxies.no_proxy.clone(),
-    })?;
+    let network = config.network()?;
     let (pool, worker) = (config.token.pool, slot.worker());
     let api = ApiClient::new(network.api_client()?, &config.token.api, config.key.clone(), pool, worker)?;
     let tls = network.broker_tls(&config.certificate, &config.key)?;

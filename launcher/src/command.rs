@@ -16,6 +16,9 @@ The agent on a worker host. It carries the worker that it starts in each run's c
 Usage:
   spacelift-launcher
       Connect to the control plane and execute runs, as the environment variables SPACELIFT_* say.
+  spacelift-launcher check
+      Try what a launcher needs, without taking a run: the variables, the worker, the Docker engine, pulling the default
+      runner image, the API and the broker. Each part has a line; those that fail say what to do.
   spacelift-launcher --version [--json]
       Print version, commit and target of the launcher, and version, commit, target, size and SHA-256 of the worker
       inside it. With --json, print the build note: one line of JSON, the same as in the ELF section .spacelift.build
@@ -39,6 +42,7 @@ Exit codes:
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Start,
+    Check,
     Help,
     Version(Format),
     ExtractWorker { directory: PathBuf },
@@ -58,7 +62,7 @@ fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     directory_variable: Option<OsString>,
 ) -> Result<Command, lexopt::Error> {
-    let (mut help, mut version, mut extract_worker) = (false, false, false);
+    let (mut help, mut version, mut extract_worker, mut check) = (false, false, false, false);
     let mut json = false;
     let mut directory = None;
     let arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -69,15 +73,16 @@ fn parse(
             Short('V') | Long("version") => version = true,
             Long("json") => json = true,
             Long("dir") => directory = Some(PathBuf::from(parser.value()?)),
-            Value(value) if value == "extract-worker" && !extract_worker => extract_worker = true,
+            Value(value) if value == "extract-worker" && !extract_worker && !check => extract_worker = true,
+            Value(value) if value == "check" && !extract_worker && !check => check = true,
             _ => return Err(argument.unexpected()),
         }
     }
     if help {
         return Ok(Command::Help);
     }
-    if version && extract_worker {
-        return Err("--version and extract-worker are two commands".into());
+    if version && (extract_worker || check) {
+        return Err("--version is a command of its own".into());
     }
     if json && !version {
         return Err("--json belongs to --version".into());
@@ -98,7 +103,7 @@ fn parse(
             .unwrap_or_else(|| DEFAULT_DIRECTORY.into());
         return Ok(Command::ExtractWorker { directory });
     }
-    Ok(Command::Start)
+    Ok(if check { Command::Check } else { Command::Start })
 }
 
 #[cfg(test)]
@@ -125,6 +130,7 @@ mod tests {
     #[test]
     fn commands_are_told_apart() {
         assert_eq!(command(&[], Some("b")), Ok(Command::Start));
+        assert_eq!(command(&["check"], None), Ok(Command::Check));
         assert_eq!(command(&["--version"], None), Ok(Command::Version(Format::Text)));
         assert_eq!(command(&["--json", "-V"], None), Ok(Command::Version(Format::Json)));
         assert_eq!(command(&["extract-worker", "--help"], None), Ok(Command::Help));
@@ -140,6 +146,8 @@ mod tests {
             &["extract-worker", "--json"],
             &["extract-worker", "extract-worker"],
             &["extract-worker", "--version"],
+            &["check", "--version"],
+            &["check", "extract-worker"],
             &["--version", "x"],
             &["run"],
             &["--verbose"],

@@ -30,6 +30,7 @@ use launcher_wire::api::{MAXIMUM_METADATA, MAXIMUM_METADATA_LENGTH};
 use launcher_wire::key::{PoolCertificate, PoolKey};
 use launcher_wire::token::Token;
 
+use crate::network::{self as network_settings, Network};
 use crate::policy::Policy;
 use crate::worker_binary::DEFAULT_DIRECTORY;
 
@@ -252,6 +253,20 @@ impl Config {
     pub fn from_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Problems> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::at(now, variables)
+    }
+
+    /// How connections are made: authorities and proxies for all of them.
+    ///
+    /// # Errors
+    /// An authority or a proxy is none.
+    pub fn network(&self) -> Result<Network, network_settings::Error> {
+        Network::new(&network_settings::Settings {
+            token_authorities: self.token.ca.clone(),
+            additional_roots: self.additional_roots.clone(),
+            http_proxy: self.proxies.http.clone(),
+            https_proxy: self.proxies.https.clone(),
+            no_proxy: self.proxies.no_proxy.clone(),
+        })
     }
 
     fn at(now: Duration, variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Problems> {

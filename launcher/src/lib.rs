@@ -5,6 +5,7 @@
 //! version:
 //!
 //! - [`agent`]: the loop that owns the state; [`run`]: what to do next, as a pure function.
+//! - [`check`]: whether it could work on a host, without taking a run.
 //! - [`config`]: what the launcher is told, by environment variables.
 //! - [`docker`]: the engine that runs containers.
 //! - [`registry_credentials`]: what registries of runner images want to see.
@@ -19,6 +20,7 @@
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
 
 pub mod agent;
+pub mod check;
 pub mod run;
 
 pub mod config;

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use spacelift_launcher::config::{Config, Problems};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
-use spacelift_launcher::{agent, exit_code};
+use spacelift_launcher::{agent, check, exit_code};
 use spacelift_worker::build_info::BuildInfo;
 
 use command::{Command, Format};
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
     match command {
         Command::Start => start(info),
+        Command::Check => check_host(),
         Command::Help => print(command::HELP.as_bytes()),
         Command::Version(Format::Text) => print(version(info).as_bytes()),
         Command::Version(Format::Json) => print(&[info.note(), b"\n"].concat()),
@@ -50,6 +51,8 @@ enum Failure {
     NoWorker { description: String },
     #[error("{0}")]
     Config(Problems),
+    #[error("{failed} of what a launcher needs does not work here")]
+    Check { failed: usize },
     #[error("cannot start its threads: {0}")]
     Runtime(io::Error),
     #[error(transparent)]
@@ -68,7 +71,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => exit_code::USAGE,
-            Self::NoWorker { .. } => exit_code::UNAVAILABLE,
+            Self::NoWorker { .. } | Self::Check { .. } => exit_code::UNAVAILABLE,
             Self::Worker(error) => worker_exit_code(error),
             Self::Agent(error) => agent_exit_code(error),
             Self::Output(_) | Self::Signals(_) | Self::Runtime(_) => exit_code::IO,
@@ -95,6 +98,29 @@ fn agent_exit_code(error: &agent::Error) -> u8 {
         Error::Network(_) | Error::Session(_) => exit_code::USAGE,
         Error::Docker(_) | Error::Api(_) => exit_code::UNAVAILABLE,
     }
+}
+
+/// Each part has a line on standard output, and the last word is the exit code.
+fn check_host() -> Result<(), Failure> {
+    let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
+    for warning in &config.warnings {
+        say(warning);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let findings = runtime.block_on(check::run(&config));
+    runtime.shutdown_background();
+    let mut failed = 0;
+    for check::Finding { part, result } in findings {
+        let line = match result {
+            Ok(found) => format!("ok      {part}: {found}\n"),
+            Err(reason) => {
+                failed += 1;
+                format!("FAILED  {part}: {reason}\n")
+            }
+        };
+        print(line.as_bytes())?;
+    }
+    if failed == 0 { Ok(()) } else { Err(Failure::Check { failed }) }
 }
 
 /// Lives until it is told to end.

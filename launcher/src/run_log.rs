@@ -31,15 +31,6 @@ struct Shared {
     copy: Option<Mutex<Copy>>,
 }
 
-/// What became of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// It is safe.
-    Safe,
-    /// There is no room for it until more was delivered.
-    NoRoom,
-}
-
 impl RunLog {
     /// Opens it, or begins it.
     ///
@@ -71,22 +62,30 @@ impl RunLog {
         self.shared.last_sequence.load(Ordering::Acquire)
     }
 
-    /// Takes a message of the worker.
+    /// Takes messages of the worker, in order, with one wait for the disk. Gives how many are safe: fewer than all where there
+    /// is no room for more until something was delivered.
     ///
     /// # Errors
-    /// The disk fails, or a message before this one is missing.
-    pub async fn append(&self, sequence: u64, bytes: Vec<u8>) -> Result<Taken, spool::Error> {
-        if let Some(mut copy) = self.copy() {
-            copy.take(&bytes);
+    /// The disk fails, or a message before these is missing.
+    pub async fn append(&self, messages: &[(u64, Vec<u8>)]) -> Result<usize, spool::Error> {
+        let mut pending = vec![];
+        for (sequence, bytes) in messages {
+            pending.push(self.shared.log.submit(*sequence, bytes.clone()).await?);
         }
-        match self.shared.log.append(sequence, bytes).await {
-            Ok(safe) => {
-                self.shared.last_sequence.fetch_max(safe, Ordering::AcqRel);
-                Ok(Taken::Safe)
+        for (place, pending) in pending.into_iter().enumerate() {
+            match pending.done().await {
+                Ok(safe) => {
+                    self.shared.last_sequence.fetch_max(safe, Ordering::AcqRel);
+                    if let Some(mut copy) = self.copy() {
+                        copy.take(&messages[place].1);
+                    }
+                }
+                // What follows was refused as well: this one is missing before it.
+                Err(spool::Error::LimitReached { .. }) => return Ok(place),
+                Err(error) => return Err(error),
             }
-            Err(spool::Error::LimitReached { .. }) => Ok(Taken::NoRoom),
-            Err(error) => Err(error),
         }
+        Ok(messages.len())
     }
 
     /// Takes a line of the launcher's own.

@@ -26,7 +26,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::{Event, WorkerOutcome, WorkerResult};
-use crate::run_log::{RunLog, Taken};
+use crate::run_log::RunLog;
 use crate::transfer::Transfer;
 
 /// The user that a container's processes are.
@@ -207,7 +207,7 @@ impl Launcher for Service {
             Download::Workspace => transfer.workspace().await,
             Download::Unspecified => return Err(Status::invalid_argument("nothing to download was named")),
         }
-        .map_err(|error| Status::unavailable(format!("{error:#}")))?;
+        .map_err(refused)?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
             while let Some(part) = parts.recv().await {
@@ -261,10 +261,15 @@ impl Launcher for Service {
             Upload::Outputs => (Object::Outputs, Event::OutputsStored),
             Upload::Workspace | Upload::Unspecified => (Object::Workspace, Event::WorkspaceStored),
         };
-        shared.transfer.store(sealed, object).await.map_err(internal)?;
+        shared.transfer.store(sealed, object).await.map_err(refused)?;
         let _ = shared.events.send(event).await;
         Ok(Response::new(Uploaded { size }))
     }
+}
+
+/// What was tried here as long as it made sense: the worker is not to try it again.
+fn refused(error: impl std::fmt::Display) -> Status {
+    Status::failed_precondition(format!("{error:#}"))
 }
 
 fn internal(error: impl std::fmt::Display) -> Status {
@@ -377,19 +382,16 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
             events.push(event);
         }
     }
-    for (sequence, bytes) in entries {
-        let mut bytes = Some(bytes);
-        let mut full = false;
-        while let Some(message) = bytes.take() {
-            let again = message.clone();
-            if shared.log.append(sequence, message).await.map_err(internal)? == Taken::NoRoom {
-                if !full {
-                    let _ = shared.events.send(Event::LogLimitReached).await;
-                }
-                full = true;
-                bytes = Some(again);
-                tokio::time::sleep(NO_ROOM_PAUSE).await;
+    let mut rest = &entries[..];
+    let mut told = false;
+    while !rest.is_empty() {
+        rest = &rest[shared.log.append(rest).await.map_err(internal)?..];
+        if !rest.is_empty() {
+            if !told {
+                let _ = shared.events.send(Event::LogLimitReached).await;
             }
+            told = true;
+            tokio::time::sleep(NO_ROOM_PAUSE).await;
         }
     }
     for event in events {

@@ -212,3 +212,25 @@ fn a_pool_sees_nothing_of_another() {
     assert_eq!(own.finish(), Some(0));
     assert_eq!(foreign.finish(), Some(0));
 }
+
+#[test]
+fn a_host_is_checked_without_a_run() {
+    let mut world = World::new();
+    let mut check = |world: &World, broker: bool| {
+        let data = tempfile::tempdir().unwrap();
+        let mut launcher = Command::new(launcher_program());
+        launcher.arg("check").env_clear().env("PATH", "/usr/bin:/bin").env("DOCKER_HOST", world.engine.host());
+        launcher.env("SPACELIFT_TOKEN", &world.pool.token).env("SPACELIFT_POOL_PRIVATE_KEY", world.pool.private_key());
+        launcher.env("SPACELIFT_LAUNCHER_DIR", data.path()).env("SPACELIFT_DEFAULT_RUNNER_IMAGE", &world.image);
+        let said = run::finish(&mut launcher).expect(if broker { 0 } else { 69 }).to_string();
+        for part in ["worker", "Docker engine", "runner image", "API"] {
+            assert!(said.contains(&format!("ok      {part}: ")), "{said}");
+        }
+        let line = if broker { "ok      broker: " } else { "FAILED  broker: " };
+        assert!(said.contains(line) && !said.contains(&world.pool.token), "{said}");
+    };
+    check(&world, true);
+    assert_eq!(world.control_plane.client.workers().unwrap().len(), 0, "no worker is left");
+    world.control_plane.broker.kill();
+    check(&world, false);
+}
