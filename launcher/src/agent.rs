@@ -441,6 +441,7 @@ impl Agent {
             let server = WorkerServer::start(worker_server::Settings {
                 socket: prepare::socket(&present.directory),
                 job: None,
+                directory: present.directory.clone(),
                 log: log.clone(),
                 events: self.sender.clone(),
                 transfer: self.host.transfer(ids, present.directory.clone()),
@@ -460,9 +461,18 @@ impl Agent {
                 Err(error) => tracing::error!(%run, %error, "cannot go on with the run"),
             }
         }
-        tracing::warn!(%run, "the run that was begun before is lost");
+        let said = slot::Said::kept(&present.directory)?;
         self.present = Some(present);
-        let (state, actions) = run::lost(self.state.clone(), ids, stage);
+        let (state, actions) = match said {
+            Some(slot::Said { outcome, workspace, outputs }) => {
+                tracing::info!(%run, "the run that was begun before has ended");
+                run::ended_before(self.state.clone(), ids, stage, outcome, workspace, outputs)
+            }
+            None => {
+                tracing::warn!(%run, "the run that was begun before is lost");
+                run::lost(self.state.clone(), ids, stage)
+            }
+        };
         self.state = state;
         Ok(actions)
     }

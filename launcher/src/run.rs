@@ -16,6 +16,7 @@ use std::time::Duration;
 use launcher_wire::api::{Changes, Job, LogSummary, Outcome, Report, RunState, Stage};
 use launcher_wire::id::{AssignmentId, RunId};
 use launcher_wire::mqtt::WorkerState;
+use serde::{Deserialize, Serialize};
 use spacelift_worker::protocol::Phase;
 
 /// How long a worker that has said its outcome may take to exit.
@@ -197,7 +198,7 @@ pub struct End {
 }
 
 /// What a worker says at its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerOutcome {
     /// Its kind.
     pub result: WorkerResult,
@@ -208,7 +209,7 @@ pub struct WorkerOutcome {
 }
 
 /// How a worker says that it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in the protocol, which describes them")]
 pub enum WorkerResult {
     Finished,
@@ -283,6 +284,8 @@ pub enum Event {
     OutputsStored,
     /// The worker said how it went.
     WorkerSaid(WorkerOutcome),
+    /// The worker asks for its job, and no launcher has it any more.
+    JobLost,
     /// The container ended.
     Exited(Exit),
     /// Time is over.
@@ -374,6 +377,22 @@ pub fn adopted(state: State, ids: Ids, stage: Stage) -> (State, Vec<Action>) {
         Action::SetTimer(Timer::Logs, limits.logs),
     ];
     (State { activity: Activity::Executing { run, stop: None, said: None }, ..state }, actions)
+}
+
+/// The state of a launcher that found what the worker of a run had said at its end to one before it.
+#[must_use]
+pub fn ended_before(
+    state: State,
+    ids: Ids,
+    stage: Stage,
+    said: WorkerOutcome,
+    workspace: bool,
+    outputs: bool,
+) -> (State, Vec<Action>) {
+    let run = Present { ids, stage, workspace, outputs };
+    let exit = Exit::Code { code: 0, out_of_memory: false };
+    let (activity, actions) = ended(run, container_end(None, Some(said), &exit, state.limits));
+    (State { activity, ..state }, actions)
 }
 
 /// The state of a launcher that found that a run was begun by one before it, and no container of it.
@@ -517,6 +536,11 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
                 Action::SetTimer(Timer::Grace, EXIT_GRACE),
             ];
             (Activity::Executing { run, stop, said: Some(said) }, actions)
+        }
+        (Activity::Executing { run, stop, said: None }, Event::JobLost) => {
+            let message = "the launcher ended before it could give the worker its job".to_owned();
+            let said = WorkerOutcome { result: WorkerResult::Unable, message, changes: None };
+            (Activity::Executing { run, stop, said: Some(said) }, vec![Action::KillContainer])
         }
         (Activity::Executing { run, stop, said }, Event::Exited(exit)) => {
             let end = container_end(stop, said, &exit, limits);

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use launcher_wire::api::Stage;
 use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
 use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::run::WorkerOutcome;
 
 /// Launchers of one pool on one host. A host with more is a mistake.
 const MAXIMUM: usize = 1000;
@@ -102,13 +105,7 @@ impl Slot {
     /// # Errors
     /// The journal cannot be read, or is damaged.
     pub fn journal(&self) -> Result<Option<Entry>, Error> {
-        let path = self.journal_path();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Damaged { path, reason: error.to_string() })
+        read_json(self.journal_path())
     }
 
     /// Puts on disk that a run is begun. When this returns, no crash undoes it.
@@ -151,6 +148,47 @@ fn identity(directory: &Path) -> Result<WorkerId, Error> {
             write(directory, "worker", format!("{worker}\n").as_bytes())?;
             Ok(worker)
         }
+        Err(error) => Err(failed("read", &path)(error)),
+    }
+}
+
+/// What the worker of a run said at its end. It is on disk before the worker is told that it was heard, and exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// How it went.
+    pub outcome: WorkerOutcome,
+    /// Whether its workspace is in the object store.
+    pub workspace: bool,
+    /// Whether its outputs are.
+    pub outputs: bool,
+}
+
+const SAID: &str = "said";
+
+impl Said {
+    /// Puts it on disk, in the directory of the run's files.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, directory: &Path) -> Result<(), Error> {
+        write(directory, SAID, &serde_json::to_vec(self).expect("it has a JSON form"))
+    }
+
+    /// What is on disk there, if anything is.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn kept(directory: &Path) -> Result<Option<Self>, Error> {
+        read_json(directory.join(SAID))
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, Error> {
+    match fs::read(&path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Damaged { path, reason: error.to_string() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", &path)(error)),
     }
 }
@@ -221,5 +259,19 @@ mod tests {
         assert_eq!(slot.journal().unwrap(), None);
         fs::write(slot.journal_path(), "{").unwrap();
         assert!(slot.journal().unwrap_err().to_string().contains("damaged"));
+    }
+
+    #[test]
+    fn what_a_worker_said_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Said::kept(directory.path()).unwrap(), None);
+        let outcome = WorkerOutcome {
+            result: crate::run::WorkerResult::Failed,
+            message: "why".to_owned(),
+            changes: Some(launcher_wire::api::Changes { add: 1, change: 2, destroy: 3 }),
+        };
+        let said = Said { outcome, workspace: true, outputs: false };
+        said.keep(directory.path()).unwrap();
+        assert_eq!(Said::kept(directory.path()).unwrap(), Some(said));
     }
 }

@@ -1,13 +1,14 @@
 //! The launcher's side of the protocol with a worker: a gRPC server on a Unix socket that only that container has.
 //!
-//! What the worker says is acknowledged once it is in the spool. Whoever connects is given the job once: a second request for
-//! it is refused, since a process of the job could make it, and would read secrets that are not meant for it.
+//! What the worker says is acknowledged once it is on disk. The job is given until the worker has said something, and never
+//! after: a process of the job could ask for it, and would read secrets that are not meant for it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::{Event, WorkerOutcome, WorkerResult};
 use crate::run_log::RunLog;
+use crate::slot::{self, Said};
 use crate::transfer::Transfer;
 
 /// The user that a container's processes are.
@@ -78,6 +80,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// For the worker. None: it has it from a launcher before this one.
     pub job: Option<protocol::Job>,
+    /// The directory of the run's files.
+    pub directory: PathBuf,
     /// Where the log goes.
     pub log: RunLog,
     /// Where everything else is heard of.
@@ -89,6 +93,9 @@ pub struct Settings {
 #[derive(Debug)]
 struct Shared {
     job: Mutex<Option<Box<protocol::Job>>>,
+    directory: PathBuf,
+    has_workspace: AtomicBool,
+    has_outputs: AtomicBool,
     log: RunLog,
     events: mpsc::Sender<Event>,
     transfer: Transfer,
@@ -103,7 +110,7 @@ impl WorkerServer {
     /// # Errors
     /// The socket cannot be made, or not given to the worker's user.
     pub fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { socket, job, log, events, transfer } = settings;
+        let Settings { socket, job, directory, log, events, transfer } = settings;
         let listen = |source| Error::Listen { path: socket.clone(), source };
         // Of a launcher that was killed.
         match fs::remove_file(&socket) {
@@ -115,6 +122,9 @@ impl WorkerServer {
         give_to_worker(&socket)?;
         let shared = Arc::new(Shared {
             job: Mutex::new(job.map(Box::new)),
+            directory,
+            has_workspace: AtomicBool::new(false),
+            has_outputs: AtomicBool::new(false),
             log,
             events,
             transfer,
@@ -262,6 +272,8 @@ impl Launcher for Service {
             Upload::Workspace | Upload::Unspecified => (Object::Workspace, Event::WorkspaceStored),
         };
         shared.transfer.store(sealed, object).await.map_err(refused)?;
+        let stored = if event == Event::OutputsStored { &shared.has_outputs } else { &shared.has_workspace };
+        stored.store(true, Ordering::Release);
         let _ = shared.events.send(event).await;
         Ok(Response::new(Uploaded { size }))
     }
@@ -285,13 +297,25 @@ impl Shared {
                 protocol::VERSION
             )));
         }
-        let job = if hello.has_job {
-            None
-        } else {
-            let job = self.job().take();
-            Some(job.ok_or_else(|| Status::permission_denied("the job has been given out already"))?)
-        };
+        let job = if hello.has_job { None } else { Some(self.give_job()?) };
         Ok(Welcome { acknowledged: self.log.last_sequence(), job })
+    }
+
+    /// Until the worker said its first word: it may not have received the job. Nothing of the job is executed before that word,
+    /// so whoever asks is the worker.
+    fn give_job(&self) -> Result<Box<protocol::Job>, Status> {
+        let job = if self.log.last_sequence() == 0 { self.job().clone() } else { None };
+        job.ok_or_else(|| {
+            // The loop may be busy; whoever asks comes again.
+            let _ = self.events.try_send(Event::JobLost);
+            Status::permission_denied("there is no job to be had")
+        })
+    }
+
+    fn keep(&self, outcome: WorkerOutcome) -> Result<(), slot::Error> {
+        let (workspace, outputs) = (&self.has_workspace, &self.has_outputs);
+        let (workspace, outputs) = (workspace.load(Ordering::Acquire), outputs.load(Ordering::Acquire));
+        Said { outcome, workspace, outputs }.keep(&self.directory)
     }
 
     fn job(&self) -> MutexGuard<'_, Option<Box<protocol::Job>>> {
@@ -369,6 +393,9 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
             return Err(Status::data_loss(format!("message {next} is missing before message {sequence}")));
         }
         next += 1;
+        if let Some(from_worker::Body::Outcome(outcome)) = &body {
+            shared.keep(outcome_of(outcome.clone())).map_err(internal)?;
+        }
         let (bytes, event) = match body {
             Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
             Some(from_worker::Body::Phase(phase)) => (vec![], Event::Phase(phase_of(phase))),

@@ -100,6 +100,7 @@ impl Preparation {
         let server = WorkerServer::start(worker_server::Settings {
             socket,
             job: Some(for_worker),
+            directory: self.directory.clone(),
             log: self.log.clone(),
             events: self.events.clone(),
             transfer: host.transfer(ids, self.directory.clone()),

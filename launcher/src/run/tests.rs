@@ -166,6 +166,38 @@ fn a_drained_launcher_takes_runs_again_when_it_is_told_to() {
     assert!(actions.contains(&Action::Claim(ids)), "{actions:?}");
 }
 
+#[test]
+fn a_worker_without_a_job_is_ended() {
+    let events = [Event::Started, Event::JobLost, exited(false)];
+    assert_eq!(outcome(events), Outcome::Unable);
+    let ids = ids();
+    let begin = [Event::Scheduled(ids), Event::Claimed(job(ids, Stage::Plan)), Event::Started];
+    let (state, _) = all(State::new(LIMITS, Intake::Open), begin);
+    let (_, actions) = step(state, Event::JobLost);
+    assert_eq!(actions, [Action::KillContainer]);
+}
+
+#[test]
+fn a_launcher_that_is_started_again_ends_what_it_finds() {
+    let (state, ids) = (State::new(LIMITS, Intake::Open), ids());
+    let report = |(state, actions): (State, Vec<Action>)| {
+        assert_eq!(actions.last(), Some(&Action::Flush));
+        let (_, actions) = step(state, Event::Flushed(log()));
+        let [Action::Report(report)] = &actions[..] else { panic!("{actions:?}") };
+        (report.outcome, report.workspace, report.outputs)
+    };
+    assert_eq!(report(lost(state.clone(), ids, Stage::Apply)), (Outcome::LauncherLost, false, false));
+    let said = WorkerOutcome { result: WorkerResult::Finished, message: String::new(), changes: None };
+    let ended = ended_before(state.clone(), ids, Stage::Plan, said, true, false);
+    assert_eq!(report(ended), (Outcome::Finished, true, false));
+
+    let (state, actions) = adopted(state, ids, Stage::Apply);
+    assert_eq!(state.announced(), WorkerState::Busy { run: ids.run, assignment: ids.assignment });
+    assert!(actions.contains(&Action::SetTimer(Timer::Run, LIMITS.run)), "{actions:?}");
+    let (state, actions) = all(state, [super::tests::said(WorkerResult::Finished), exited(false)]);
+    assert_eq!(report((state, actions)).0, Outcome::Finished);
+}
+
 /// Numbers that are the same in every run of the test.
 struct Random(u64);
 
