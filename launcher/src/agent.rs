@@ -9,8 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use launcher_wire::api::{Claim, LogSummary, Outcome, Registration, Report, RunState, Stage, StateChange};
-use launcher_wire::mqtt::ToWorker;
+use launcher_wire::api::{
+    Claim, Job, LogSummary, Outcome, Registered, Registration, Report, RunState, Stage, StateChange,
+};
+use launcher_wire::id::AssignmentId;
+use launcher_wire::mqtt::{ToWorker, WorkerState};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -18,8 +21,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::api_client::{self, ApiClient};
 use crate::config::Config;
 use crate::docker::{self, Engine};
+use crate::events::{self, Sender};
 use crate::network;
-use crate::run::{self, Action, Event, Exit, Ids, Intake, Limits, State, Timer};
+use crate::run::{self, Action, Event, Exit, Found, Ids, Intake, Kept, Limits, State, Timer};
 use crate::run_log::RunLog;
 use crate::session::{self, Session};
 use crate::slot::{self, Entry, Slot};
@@ -34,8 +38,12 @@ const QUEUE: usize = 256;
 const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 /// The sign of life until the control plane says how often it wants one.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-/// How long removing what is left of a run may hold up everything else.
-const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
+/// How long to wait before a launcher with a run that goes on tries to register again.
+const REGISTER_AGAIN: Duration = Duration::from_secs(60);
+/// How long to wait before an outcome that was refused is said again.
+const REPORT_AGAIN: Duration = Duration::from_secs(60);
+/// How often an outcome that the control plane does not understand is said.
+const MAXIMUM_REFUSALS: u32 = 10;
 /// How long a farewell to the control plane may take.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
 /// The label by which everything of this launcher is found.
@@ -78,7 +86,7 @@ pub enum Error {
 /// # Errors
 /// It cannot begin. Once it has begun, it goes on through whatever happens.
 pub async fn start(config: Config) -> Result<(), Error> {
-    let mut signals = Signals::watch().map_err(Error::Signals)?;
+    let signals = Signals::watch().map_err(Error::Signals)?;
     let embedded = worker_binary::embedded().ok_or(worker_binary::Error::NotEmbedded)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -106,6 +114,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
         done: false,
     };
     let recovered = agent.recover().await?;
+    agent.perform(recovered).await;
 
     tracing::info!(%pool, %worker, "registering with {}", config.token.api);
     let registration = Registration {
@@ -115,29 +124,37 @@ pub async fn start(config: Config) -> Result<(), Error> {
         metadata: config.metadata.clone(),
         state: agent.state.announced(),
     };
-    let registered = tokio::select! {
-        registered = agent.host.api.register(&registration, None) => registered?,
-        () = signals.next() => return Ok(()),
+    let (api, is_idle) = (agent.host.api.clone(), agent.state.ids().is_none());
+    let registering = tokio::spawn(async move {
+        loop {
+            match api.register(&registration, None).await {
+                // A run that goes on does not depend on what the control plane thinks of this launcher just now.
+                Err(error) if !is_idle => {
+                    tracing::error!(%error, "not registered; trying again");
+                    tokio::time::sleep(REGISTER_AGAIN).await;
+                }
+                result => return result,
+            }
+        }
+    });
+    let open_session = move |registered: &Registered, state| {
+        let heartbeat = if registered.heartbeat == 0 { HEARTBEAT } else { Duration::from_secs(registered.heartbeat) };
+        Session::start(session::Settings {
+            network: network.clone(),
+            tls: Arc::clone(&tls),
+            broker: config.token.broker.clone(),
+            namespace: config.token.namespace.clone(),
+            pool,
+            worker,
+            heartbeat,
+            state,
+        })
     };
-    if registered.drained {
-        agent.state.intake = Intake::Drained;
-    }
-    let heartbeat = if registered.heartbeat == 0 { HEARTBEAT } else { Duration::from_secs(registered.heartbeat) };
-    let (session, messages) = Session::start(session::Settings {
-        network,
-        tls,
-        broker: config.token.broker.clone(),
-        namespace: config.token.namespace.clone(),
-        pool,
-        worker,
-        heartbeat,
-        state: agent.state.announced(),
-    })?;
-    agent.session = Some(session);
-    agent.perform(recovered).await;
-    agent.work(events, messages, signals).await;
-    Ok(())
+    agent.work(events, registering, open_session, signals).await
 }
+
+type Registering = tokio::task::JoinHandle<Result<Registered, api_client::Error>>;
+type Opened = (session::Handle, mpsc::Receiver<session::Event>);
 
 /// What tasks use too.
 struct Host {
@@ -165,7 +182,7 @@ struct Agent {
     present: Option<Present>,
     host: Arc<Host>,
     slot: Slot,
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<events::Message>,
     session: Option<session::Handle>,
     done: bool,
 }
@@ -203,19 +220,33 @@ fn container_name(ids: Ids) -> String {
 impl Agent {
     async fn work(
         mut self,
-        mut events: mpsc::Receiver<Event>,
-        mut messages: mpsc::Receiver<session::Event>,
+        mut events: mpsc::Receiver<events::Message>,
+        mut registering: Registering,
+        open_session: impl Fn(&Registered, WorkerState) -> Result<Opened, session::Error>,
         mut signals: Signals,
-    ) {
+    ) -> Result<(), Error> {
         let mut told_to_end = false;
+        let mut messages: Option<mpsc::Receiver<session::Event>> = None;
         while !self.done {
             let timer = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
             let event = tokio::select! {
-                Some(event) = events.recv() => Some(event),
-                Some(event) = messages.recv() => session_event(event),
+                Some((assignment, event)) = events.recv() => self.of_present(assignment, event),
+                Some(event) = next(&mut messages) => session_event(event),
+                registered = &mut registering, if messages.is_none() => {
+                    // A task of ours that panics is a mistake; there is nothing to go on with.
+                    let registered = registered.expect("registering does not panic")?;
+                    let (session, receiver) = open_session(&registered, self.state.announced())?;
+                    self.session = Some(session);
+                    messages = Some(receiver);
+                    registered.drained.then_some(Event::Drain)
+                }
                 () = signals.next() => {
-                    let event = if told_to_end { Event::Kill } else { Event::Terminate };
-                    tracing::info!("{}", if told_to_end { "told again to end: stopping the run" } else { "told to end: finishing the run, taking no other" });
+                    let (event, doing) = if told_to_end {
+                        (Event::Kill, "told again to end: ending the run")
+                    } else {
+                        (Event::Terminate, "told to end: finishing the run, taking no other")
+                    };
+                    tracing::info!("{doing}");
                     told_to_end = true;
                     Some(event)
                 }
@@ -230,13 +261,23 @@ impl Agent {
                 self.perform(actions).await;
             }
         }
-        if let Err(error) = self.host.api.deregister(Some(FAREWELL_LIMIT)).await {
+        registering.abort();
+        let Some(session) = self.session.take() else { return Ok(()) };
+        // With a run whose end nobody could be told yet it comes back under the same identifier.
+        if self.present.is_none()
+            && let Err(error) = self.host.api.deregister(Some(FAREWELL_LIMIT)).await
+        {
             tracing::warn!(%error, "could not say farewell");
         }
-        if let Some(session) = self.session.take() {
-            session.close().await;
-        }
+        session.close().await;
         tracing::info!("done");
+        Ok(())
+    }
+
+    /// What is said of another stage than the present one comes late.
+    fn of_present(&self, assignment: AssignmentId, event: Event) -> Option<Event> {
+        let is_present = self.state.ids().is_some_and(|ids| ids.assignment == assignment);
+        is_present.then_some(event)
     }
 
     async fn perform(&mut self, actions: Vec<Action>) {
@@ -280,6 +321,7 @@ impl Agent {
                 Action::ClearTimer(timer) => {
                     self.timers.remove(&timer);
                 }
+                Action::Keep(kept) => self.keep(&kept),
                 Action::Flush => self.flush(),
                 Action::CleanUp => self.clean_up().await,
                 Action::Exit => self.done = true,
@@ -302,7 +344,7 @@ impl Agent {
     }
 
     fn claim(&self, ids: Ids) {
-        let (host, sender) = (Arc::clone(&self.host), self.sender.clone());
+        let (host, sender) = (Arc::clone(&self.host), self.sender(ids));
         tokio::spawn(async move {
             let claim = Claim { assignment: ids.assignment };
             let event = match host.api.claim(ids.run, &claim, Some(CLAIM_LIMIT)).await {
@@ -316,17 +358,21 @@ impl Agent {
                     Event::ClaimFailed
                 }
             };
-            let _ = sender.send(event).await;
+            sender.send(event).await;
         });
+    }
+
+    fn sender(&self, ids: Ids) -> Sender {
+        Sender::new(self.sender.clone(), ids.assignment)
     }
 
     /// Everything that a run has from its beginning to its end, on disk before anything else is done for it.
     async fn begin(&mut self, ids: Ids, stage: Stage) {
         let directory = self.slot.run_directory();
         let entry = Entry { run: ids.run, assignment: ids.assignment, stage };
-        let begun = self.slot.begin(&entry).and_then(|()| slot::private_directory(&directory));
+        let begun = self.slot.begin(&entry).and_then(|()| self.slot.new_run_directory());
         let log = match begun {
-            Ok(()) => self.open_log(ids).await,
+            Ok(_) => self.open_log(ids).await,
             Err(error) => Err(error.to_string()),
         };
         if let Err(reason) = &log {
@@ -343,17 +389,17 @@ impl Agent {
 
     fn with_log(&self, ids: Ids, directory: PathBuf, log: Result<RunLog, String>) -> Present {
         let (reports, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(report(Arc::clone(&self.host), ids, receiver, self.sender.clone()));
+        tokio::spawn(report(Arc::clone(&self.host), ids, receiver, self.sender(ids)));
         Present { ids, directory, log, cancel: None, server: watch::channel(None).1, reports }
     }
 
-    fn prepare(&mut self, job: launcher_wire::api::Job) {
+    fn prepare(&mut self, job: Job) {
+        let sender = self.sender(Ids { run: job.run, assignment: job.assignment });
         let Some(present) = &mut self.present else { return };
         let log = match &present.log {
             Ok(log) => log.clone(),
             Err(reason) => {
                 let end = run::End { outcome: Outcome::Unable, message: reason.clone(), changes: None };
-                let sender = self.sender.clone();
                 tokio::spawn(async move { sender.send(Event::PreparationFailed(end)).await });
                 return;
             }
@@ -370,7 +416,7 @@ impl Agent {
             directory: present.directory.clone(),
             job,
             log,
-            events: self.sender.clone(),
+            events: sender,
             server,
         };
         tokio::spawn(preparation.run(cancelled));
@@ -382,43 +428,49 @@ impl Agent {
         tokio::spawn(async move {
             // Whoever waits for the container hears of its end.
             if let Err(error) = host.engine.signal(&name, "SIGKILL").await {
-                tracing::error!(container = name, %error, "cannot kill the container");
+                tracing::error!(container = name, %error, "cannot kill the container; removing it");
+                if let Err(error) = host.engine.remove(&name).await {
+                    tracing::error!(container = name, %error, "cannot remove the container");
+                }
             }
         });
     }
 
+    fn keep(&self, kept: &Kept) {
+        let Some(present) = &self.present else { return };
+        if let Err(error) = slot::keep_end(&present.directory, kept) {
+            tracing::error!(run = %present.ids.run, %error, "how the run ended is not on disk");
+        }
+    }
+
     fn flush(&self) {
         let Some(present) = &self.present else { return };
-        let (sender, log, server) = (self.sender.clone(), present.log.clone(), self.server());
+        let (sender, log, server) = (self.sender(present.ids), present.log.clone(), self.server());
+        let (host, name) = (Arc::clone(&self.host), present.container());
         tokio::spawn(async move {
             if let Some(server) = server {
                 server.close().await;
             }
-            let flushed = match log {
-                Ok(log) => log.flush().await.map_err(|error| error.to_string()),
-                Err(reason) => Err(reason),
+            // Nobody is told of an end while the container could still do something.
+            prepare::remove(&host.engine, &name).await;
+            let summary = match log {
+                Ok(log) => log.flush_for_good().await.unwrap_or_else(empty_log),
+                Err(reason) => {
+                    tracing::error!("there is no log: {reason}");
+                    empty_log()
+                }
             };
-            let summary = flushed.unwrap_or_else(|reason| {
-                tracing::error!("the run's log was not delivered: {reason}");
-                empty_log()
-            });
-            let _ = sender.send(Event::Flushed(summary)).await;
+            sender.send(Event::Flushed(summary)).await;
         });
     }
 
     async fn clean_up(&mut self) {
         let Some(present) = self.present.take() else { return };
-        let removed = tokio::time::timeout(CLEAN_UP_LIMIT, self.host.engine.remove(&present.container())).await;
-        match removed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(container = present.container(), %error, "cannot remove the container"),
-            Err(_) => {
-                tracing::error!(container = present.container(), "the Docker engine does not remove the container")
-            }
-        }
-        let directory = present.directory.clone();
         drop(present);
-        remove_directory(directory).await;
+        if let Err(error) = self.slot.put_aside() {
+            tracing::error!(%error, "cannot put the run's files aside");
+        }
+        tokio::task::spawn_blocking(self.slot.sweep());
         if let Err(error) = self.slot.end() {
             tracing::error!(%error, "cannot end the journal's entry");
         }
@@ -427,7 +479,8 @@ impl Agent {
     /// What a launcher before this one has begun and not ended: its container, if it lives, goes on with this one.
     async fn recover(&mut self) -> Result<Vec<Action>, Error> {
         let Some(Entry { run, assignment, stage }) = self.slot.journal()? else {
-            remove_directory(self.slot.run_directory()).await;
+            self.slot.put_aside()?;
+            tokio::task::spawn_blocking(self.slot.sweep());
             return Ok(vec![]);
         };
         let ids = Ids { run, assignment };
@@ -435,51 +488,51 @@ impl Agent {
         slot::private_directory(&directory)?;
         let log = self.open_log(ids).await;
         let mut present = self.with_log(ids, directory, log);
+        let found = self.find(&mut present).await?;
+        tracing::info!(%run, "the run that was begun before: {found:?}");
+        self.present = Some(present);
+        let (state, actions) = run::recovered(self.state.clone(), ids, stage, found);
+        self.state = state;
+        Ok(actions)
+    }
+
+    async fn find(&self, present: &mut Present) -> Result<Found, Error> {
+        if let Some(kept) = slot::kept_end(&present.directory)? {
+            return Ok(Found::Ended(kept));
+        }
         let name = present.container();
-        let alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
-        if let (true, Ok(log)) = (alive, &present.log) {
+        let said = slot::Said::kept(&present.directory)?.unwrap_or_default();
+        let is_alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
+        if let (true, Ok(log)) = (is_alive, &present.log) {
             let server = WorkerServer::start(worker_server::Settings {
                 socket: prepare::socket(&present.directory),
                 job: None,
                 directory: present.directory.clone(),
+                said: said.clone(),
                 log: log.clone(),
-                events: self.sender.clone(),
-                transfer: self.host.transfer(ids, present.directory.clone()),
+                events: self.sender(present.ids),
+                transfer: self.host.transfer(present.ids, present.directory.clone()),
             });
             match server {
                 Ok(server) => {
-                    tracing::info!(%run, "going on with the run that was begun before");
                     let (sender, receiver) = watch::channel(Some(Arc::new(server)));
                     drop(sender);
                     present.server = receiver;
-                    self.present = Some(present);
-                    prepare::watch_container(Arc::clone(&self.host), name, self.sender.clone());
-                    let (state, actions) = run::adopted(self.state.clone(), ids, stage);
-                    self.state = state;
-                    return Ok(actions);
+                    prepare::watch_container(Arc::clone(&self.host), name, self.sender(present.ids));
+                    return Ok(Found::Alive { workspace: said.workspace, outputs: said.outputs });
                 }
-                Err(error) => tracing::error!(%run, %error, "cannot go on with the run"),
+                Err(error) => tracing::error!(%error, "cannot go on with the run"),
             }
         }
-        let said = slot::Said::kept(&present.directory)?;
-        self.present = Some(present);
-        let (state, actions) = match said {
-            Some(slot::Said { outcome, workspace, outputs }) => {
-                tracing::info!(%run, "the run that was begun before has ended");
-                run::ended_before(self.state.clone(), ids, stage, outcome, workspace, outputs)
-            }
-            None => {
-                tracing::warn!(%run, "the run that was begun before is lost");
-                run::lost(self.state.clone(), ids, stage)
-            }
-        };
-        self.state = state;
-        Ok(actions)
+        let slot::Said { outcome, workspace, outputs } = said;
+        Ok(outcome.map_or(Found::Lost, |outcome| {
+            Found::Ended(Kept { end: run::end_of(outcome, self.state.limits), workspace, outputs })
+        }))
     }
 }
 
 /// Tells the control plane, in order and as often as it takes, what a run is in and how it ended.
-async fn report(host: Arc<Host>, ids: Ids, mut said: mpsc::UnboundedReceiver<Said>, sender: mpsc::Sender<Event>) {
+async fn report(host: Arc<Host>, ids: Ids, mut said: mpsc::UnboundedReceiver<Said>, sender: Sender) {
     while let Some(said) = said.recv().await {
         match said {
             Said::State(state) => {
@@ -489,12 +542,41 @@ async fn report(host: Arc<Host>, ids: Ids, mut said: mpsc::UnboundedReceiver<Sai
                 }
             }
             Said::Outcome(report) => {
-                if let Err(error) = host.api.outcome(ids.run, &report, None).await {
-                    tracing::error!(run = %ids.run, %error, "the run's outcome was not taken");
-                }
-                let _ = sender.send(Event::Reported).await;
+                tell_outcome(&host, ids, &report).await;
+                sender.send(Event::Reported).await;
             }
         }
+    }
+}
+
+/// Only when the control plane has it, or does not want it any more, may it be forgotten here.
+async fn tell_outcome(host: &Host, ids: Ids, report: &Report) {
+    /// The control plane understands it, and takes it for wrong.
+    const UNPROCESSABLE: u16 = 422;
+    const NOT_FOUND: u16 = 404;
+    let mut refusals = 0;
+    loop {
+        let error = match host.api.outcome(ids.run, report, None).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        tracing::error!(run = %ids.run, %error, "the run's outcome was not taken");
+        match error {
+            api_client::Error::Gone { .. } | api_client::Error::Refused { status: NOT_FOUND, .. } => return,
+            api_client::Error::Refused { status: UNPROCESSABLE, .. } => refusals += 1,
+            _ => {}
+        }
+        if refusals >= MAXIMUM_REFUSALS {
+            return;
+        }
+        tokio::time::sleep(REPORT_AGAIN).await;
+    }
+}
+
+async fn next(messages: &mut Option<mpsc::Receiver<session::Event>>) -> Option<session::Event> {
+    match messages {
+        Some(messages) => messages.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -529,16 +611,6 @@ fn empty_log() -> LogSummary {
     use sha2::Digest as _;
     let sha256 = sha2::Sha256::digest(b"").iter().map(|byte| format!("{byte:02x}")).collect();
     LogSummary { chunks: 0, lines: 0, bytes: 0, sha256 }
-}
-
-async fn remove_directory(directory: PathBuf) {
-    let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err((directory, error)),
-        _ => Ok(()),
-    });
-    if let Ok(Err((directory, error))) = removed.await {
-        tracing::error!(directory = %directory.display(), %error, "cannot remove the run's files");
-    }
 }
 
 fn exit_of(exit: docker::Exit) -> Exit {

@@ -481,7 +481,8 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
     let socket_directory = Path::new(protocol::SOCKET).parent().unwrap_or(Path::new("/"));
     let own = [
         (spec.worker.as_path(), Path::new(protocol::WORKER), true),
-        (spec.socket_directory.as_path(), socket_directory, false),
+        // One may connect to a socket that is mounted so, and not put anything else in its place.
+        (spec.socket_directory.as_path(), socket_directory, true),
         (spec.workspace.as_path(), Path::new(protocol::WORKSPACE), false),
     ];
     let others = spec.mounts.iter().map(|(source, target)| (source.as_path(), target.as_path(), false));

@@ -59,7 +59,7 @@ pub fn image<'a>(job: &'a Job, config: &'a Config) -> &'a str {
 /// The job cannot be done by this launcher.
 pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
     let is_read_only = job.run_type.is_read_only();
-    // Proxies may hold a password, so they come this way too and not with the container.
+    // Proxies may hold a password, which is masked: so they come this way too and not with the container.
     let proxies = config.proxies.variables().into_iter().map(|(name, value)| protocol::Variable {
         name: name.to_owned(),
         value: value.to_owned(),
@@ -129,13 +129,20 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         restore_workspace: job.restore_workspace,
         keep_workspace: job.keep_workspace,
         mask: config.mask.clone(),
-        mask_values: vec![],
+        mask_values: config.proxies.variables().into_iter().flat_map(|(_, value)| passwords(value)).collect(),
         debug: config.debug,
         sensitive_outputs: config.sensitive_outputs,
         stack_id: job.stack_id.clone(),
         commit: job.commit.clone(),
         run_type: run_type(job.run_type).to_owned(),
     })
+}
+
+/// The password in a proxy's address, as it stands there and as it is meant.
+fn passwords(address: &str) -> Vec<String> {
+    let Ok(url) = reqwest::Url::parse(address) else { return vec![] };
+    let Some(password) = url.password() else { return vec![] };
+    vec![password.to_owned(), crate::network::unescaped(password)]
 }
 
 fn stage(stage: api::Stage) -> protocol::Stage {

@@ -4,7 +4,7 @@
 //! process. The worker is inside the launcher, so a host never fetches a second program and never has one of another
 //! version:
 //!
-//! - [`agent`]: the loop that owns the state; [`run`]: what to do next, as a pure function.
+//! - [`agent`]: the loop that owns the state; [`run`]: what to do next, as a pure function; [`events`]: how tasks tell it.
 //! - [`check`]: whether it could work on a host, without taking a run.
 //! - [`config`]: what the launcher is told, by environment variables.
 //! - [`docker`]: the engine that runs containers.
@@ -21,6 +21,7 @@
 
 pub mod agent;
 pub mod check;
+pub mod events;
 pub mod run;
 
 pub mod config;

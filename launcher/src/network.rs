@@ -281,7 +281,7 @@ fn proxy(variable: &'static str, value: Option<&str>) -> Result<Option<Proxy>, E
 }
 
 /// Percent-encoding in user information.
-fn unescaped(text: &str) -> String {
+pub(crate) fn unescaped(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

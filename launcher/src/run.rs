@@ -21,6 +21,8 @@ use spacelift_worker::protocol::Phase;
 
 /// How long a worker that has said its outcome may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(10);
+/// When a container that was killed and does not end is killed again.
+const KILL_AGAIN: Duration = Duration::from_secs(30);
 /// What is added to a stop's grace before the container is killed: the worker kills the job itself when the grace is over and
 /// then executes `after_run`.
 const AFTER_RUN_GRACE: Duration = Duration::from_secs(60);
@@ -66,21 +68,21 @@ pub enum Activity {
         /// Which.
         ids: Ids,
         /// Why it is to end already.
-        stop: Option<Stop>,
+        stop: Option<Stopping>,
     },
     /// The log is opened, the policy asked, the image pulled, the container made and started.
     Preparing {
         /// The run.
         run: Present,
         /// Why it is to end already.
-        stop: Option<Stop>,
+        stop: Option<Stopping>,
     },
     /// The container runs.
     Executing {
         /// The run.
         run: Present,
         /// Why it is to end.
-        stop: Option<Stop>,
+        stop: Option<Stopping>,
         /// What the worker said last.
         said: Option<WorkerOutcome>,
     },
@@ -118,6 +120,15 @@ pub struct Present {
     pub workspace: bool,
     /// Whether outputs are in the object store.
     pub outputs: bool,
+}
+
+/// A run is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopping {
+    /// The first reason. It decides the outcome.
+    pub reason: Stop,
+    /// The most urgent reason. It decides the grace.
+    pub pace: Stop,
 }
 
 /// Why a run is ended before it has ended.
@@ -186,8 +197,19 @@ impl Stop {
     }
 }
 
+/// What is on disk of a run that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// How.
+    pub end: End,
+    /// Whether its workspace is in the object store.
+    pub workspace: bool,
+    /// Whether its outputs are.
+    pub outputs: bool,
+}
+
 /// How it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     /// As the control plane distinguishes it.
     pub outcome: Outcome,
@@ -326,6 +348,8 @@ pub enum Action {
     SetTimer(Timer, Duration),
     /// No such event any more.
     ClearTimer(Timer),
+    /// Write to disk how the run ended, before anybody is told.
+    Keep(Kept),
     /// Deliver the rest of the log: answered by [`Event::Flushed`].
     Flush,
     /// Deliver the outcome: answered by [`Event::Reported`].
@@ -353,7 +377,9 @@ impl State {
         }
     }
 
-    fn ids(&self) -> Option<Ids> {
+    /// The run that it has or asks for.
+    #[must_use]
+    pub fn ids(&self) -> Option<Ids> {
         match &self.activity {
             Activity::Idle => None,
             Activity::Claiming { ids, .. } => Some(*ids),
@@ -365,43 +391,52 @@ impl State {
     }
 }
 
-/// The state of a launcher that found the container of a run which one before it had begun, and goes on with it.
+/// What a launcher finds of a run that one before it had begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Its container lives.
+    Alive {
+        /// Whether its workspace is in the object store.
+        workspace: bool,
+        /// Whether its outputs are.
+        outputs: bool,
+    },
+    /// How it had ended, which nobody was told yet.
+    Ended(Kept),
+    /// Nothing.
+    Lost,
+}
+
+/// The state of a launcher that finds that one before it had begun a run.
 #[must_use]
-pub fn adopted(state: State, ids: Ids, stage: Stage) -> (State, Vec<Action>) {
-    let run = Present { ids, stage, workspace: false, outputs: false };
+pub fn recovered(state: State, ids: Ids, stage: Stage, found: Found) -> (State, Vec<Action>) {
     let limits = state.limits;
-    // How long the run has taken already is not known. It may take as long again.
-    let actions = vec![
-        Action::Log("The launcher was started again and goes on with the run.".to_owned()),
-        Action::SetTimer(Timer::Run, limits.run),
-        Action::SetTimer(Timer::Logs, limits.logs),
-    ];
-    (State { activity: Activity::Executing { run, stop: None, said: None }, ..state }, actions)
-}
-
-/// The state of a launcher that found what the worker of a run had said at its end to one before it.
-#[must_use]
-pub fn ended_before(
-    state: State,
-    ids: Ids,
-    stage: Stage,
-    said: WorkerOutcome,
-    workspace: bool,
-    outputs: bool,
-) -> (State, Vec<Action>) {
-    let run = Present { ids, stage, workspace, outputs };
-    let exit = Exit::Code { code: 0, out_of_memory: false };
-    let (activity, actions) = ended(run, container_end(None, Some(said), &exit, state.limits));
+    let nothing = Present { ids, stage, workspace: false, outputs: false };
+    let (activity, actions) = match found {
+        Found::Alive { workspace, outputs } => {
+            // How long the run has taken already is not known. It may take as long again.
+            let actions = vec![
+                Action::Log("The launcher was started again and goes on with the run.".to_owned()),
+                Action::SetTimer(Timer::Run, limits.run),
+                Action::SetTimer(Timer::Logs, limits.logs),
+            ];
+            (Activity::Executing { run: Present { workspace, outputs, ..nothing }, stop: None, said: None }, actions)
+        }
+        Found::Ended(Kept { end, workspace, outputs }) => {
+            (Activity::Flushing { run: Present { workspace, outputs, ..nothing }, end }, vec![Action::Flush])
+        }
+        Found::Lost => {
+            let message = "the launcher ended while it had the run, and the run's container does not run any more";
+            ended(nothing, End { outcome: Outcome::LauncherLost, message: message.to_owned(), changes: None })
+        }
+    };
     (State { activity, ..state }, actions)
 }
 
-/// The state of a launcher that found that a run was begun by one before it, and no container of it.
+/// How a run ended whose worker said so, and whose container has ended since.
 #[must_use]
-pub fn lost(state: State, ids: Ids, stage: Stage) -> (State, Vec<Action>) {
-    let run = Present { ids, stage, workspace: false, outputs: false };
-    let message = "the launcher ended while it had the run, and the run's container is not there any more".to_owned();
-    let (activity, actions) = ended(run, End { outcome: Outcome::LauncherLost, message, changes: None });
-    (State { activity, ..state }, actions)
+pub fn end_of(said: WorkerOutcome, limits: Limits) -> End {
+    container_end(None, Some(said), &Exit::Code { code: 0, out_of_memory: false }, limits)
 }
 
 /// The next state, and what to do on the way there.
@@ -425,7 +460,7 @@ pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
     };
     let after = state.announced();
     if before != after {
-        actions.insert(0, Action::Announce(after));
+        actions.push(Action::Announce(after));
     }
     (state, actions)
 }
@@ -447,6 +482,11 @@ fn intake(state: State, wanted: Intake) -> (State, Vec<Action>) {
 
 fn leave(state: State, reason: Stop) -> (State, Vec<Action>) {
     let (state, mut actions) = intake(state, Intake::Leaving);
+    // Only the way to control plane and object store keeps it. How the run ended is on disk, for the launcher's next start.
+    if reason == Stop::Shutdown && matches!(state.activity, Activity::Flushing { .. } | Activity::Reporting { .. }) {
+        actions.push(Action::Exit);
+        return (state, actions);
+    }
     let (state, more) = stop(state, reason);
     actions.extend(more);
     (state, actions)
@@ -463,12 +503,11 @@ fn stop(mut state: State, reason: Stop) -> (State, Vec<Action>) {
             return (state, vec![]);
         }
     };
-    if stop.is_some_and(|present| !reason.overrides(present)) {
+    if stop.is_some_and(|present| !reason.overrides(present.pace)) {
         return (state, vec![]);
     }
     let first = stop.is_none();
-    // The outcome is that of the first reason; a later one only shortens the grace.
-    stop.get_or_insert(reason);
+    *stop = Some(Stopping { reason: stop.map_or(reason, |present| present.reason), pace: reason });
     let mut actions = vec![];
     if begun.is_some() {
         actions.push(Action::Log(format!("The run is ended: {}.", reason.reason(limits))));
@@ -486,7 +525,8 @@ fn stop(mut state: State, reason: Stop) -> (State, Vec<Action>) {
 
 fn grace_over(state: State) -> (State, Vec<Action>) {
     match state.activity {
-        Activity::Executing { .. } => (state, vec![Action::KillContainer]),
+        // Again and again: the engine may be away.
+        Activity::Executing { .. } => (state, vec![Action::KillContainer, Action::SetTimer(Timer::Grace, KILL_AGAIN)]),
         _ => (state, vec![]),
     }
 }
@@ -516,11 +556,21 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
             );
             ended(run, end)
         }
-        (activity @ (Activity::Preparing { .. } | Activity::Executing { .. }), Event::Logged) => {
+        // The worker was quicker than the answer about its start.
+        (
+            Activity::Executing { run, stop, said: said @ Some(_) },
+            Event::PreparationFailed(_) | Event::PreparationCancelled,
+        ) => ended(run, container_end(stop, said, &Exit::Gone, limits)),
+        (activity @ Activity::Executing { said: None, .. }, Event::Logged) => {
             (activity, vec![Action::SetTimer(Timer::Logs, limits.logs)])
         }
         (Activity::Executing { run, stop, said }, Event::Phase(phase)) => {
-            let actions = run_state(run.stage, phase).map(Action::ReportState).into_iter().collect();
+            let mut actions: Vec<Action> = run_state(run.stage, phase).map(Action::ReportState).into_iter().collect();
+            // A test always destroys what it made, also when it is stopped: it gets the time of a run for that.
+            let is_hurried = stop.is_some_and(|stop| matches!(stop.pace, Stop::Shutdown | Stop::Spot));
+            if phase == Phase::Destroying && run.stage == Stage::Test && stop.is_some() && !is_hurried {
+                actions.push(Action::SetTimer(Timer::Grace, limits.run));
+            }
             (Activity::Executing { run, stop, said }, actions)
         }
         (Activity::Executing { run, stop, said }, Event::WorkspaceStored) => {
@@ -540,7 +590,8 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
         (Activity::Executing { run, stop, said: None }, Event::JobLost) => {
             let message = "the launcher ended before it could give the worker its job".to_owned();
             let said = WorkerOutcome { result: WorkerResult::Unable, message, changes: None };
-            (Activity::Executing { run, stop, said: Some(said) }, vec![Action::KillContainer])
+            let actions = vec![Action::KillContainer, Action::SetTimer(Timer::Grace, KILL_AGAIN)];
+            (Activity::Executing { run, stop, said: Some(said) }, actions)
         }
         (Activity::Executing { run, stop, said }, Event::Exited(exit)) => {
             let end = container_end(stop, said, &exit, limits);
@@ -561,7 +612,7 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
     (State { activity, intake, limits }, actions)
 }
 
-fn claimed(job: Job, stop: Option<Stop>, limits: Limits) -> (Activity, Vec<Action>) {
+fn claimed(job: Job, stop: Option<Stopping>, limits: Limits) -> (Activity, Vec<Action>) {
     let ids = Ids { run: job.run, assignment: job.assignment };
     let run = Present { ids, stage: job.stage, workspace: false, outputs: false };
     let mut actions = vec![Action::Journal(ids, job.stage)];
@@ -574,27 +625,26 @@ fn claimed(job: Job, stop: Option<Stop>, limits: Limits) -> (Activity, Vec<Actio
     actions.extend([
         Action::ReportState(preparing),
         Action::SetTimer(Timer::Run, limits.run),
-        Action::SetTimer(Timer::Logs, limits.logs),
         Action::Prepare(Box::new(job)),
     ]);
     (Activity::Preparing { run, stop: None }, actions)
 }
 
-fn started(run: Present, stop: Option<Stop>, limits: Limits) -> (Activity, Vec<Action>) {
-    let actions = stop.map_or_else(Vec::new, |stop| {
-        vec![
-            Action::StopWorker { grace: stop.grace(), reason: stop.reason(limits) },
-            Action::SetTimer(Timer::Grace, stop.grace() + AFTER_RUN_GRACE),
-        ]
-    });
+fn started(run: Present, stop: Option<Stopping>, limits: Limits) -> (Activity, Vec<Action>) {
+    // Its silence counts from here on: what came before was the launcher's doing.
+    let mut actions = vec![Action::SetTimer(Timer::Logs, limits.logs)];
+    if let Some(Stopping { reason, pace }) = stop {
+        actions.push(Action::StopWorker { grace: pace.grace(), reason: reason.reason(limits) });
+        actions.push(Action::SetTimer(Timer::Grace, pace.grace() + AFTER_RUN_GRACE));
+    }
     (Activity::Executing { run, stop, said: None }, actions)
 }
 
-fn stopped(stop: Stop, limits: Limits) -> End {
-    End { outcome: stop.outcome(), message: stop.reason(limits), changes: None }
+fn stopped(stop: Stopping, limits: Limits) -> End {
+    End { outcome: stop.reason.outcome(), message: stop.reason.reason(limits), changes: None }
 }
 
-fn container_end(stop: Option<Stop>, said: Option<WorkerOutcome>, exit: &Exit, limits: Limits) -> End {
+fn container_end(stop: Option<Stopping>, said: Option<WorkerOutcome>, exit: &Exit, limits: Limits) -> End {
     match (stop, said) {
         // It had ended by itself before the stop came to it.
         (_, Some(WorkerOutcome { result: WorkerResult::Finished, message, changes })) => {
@@ -636,6 +686,7 @@ fn ended(run: Present, end: End) -> (Activity, Vec<Action>) {
     if end.outcome != Outcome::Finished && !end.message.is_empty() {
         actions.push(Action::Log(format!("The run has ended: {}.", end.message)));
     }
+    actions.push(Action::Keep(Kept { end: end.clone(), workspace: run.workspace, outputs: run.outputs }));
     actions.push(Action::Flush);
     (Activity::Flushing { run, end }, actions)
 }

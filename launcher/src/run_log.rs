@@ -4,11 +4,13 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use launcher_wire::api::LogSummary;
 use serde_json::json;
+use tokio::sync::RwLock;
 
+use crate::api_client;
 use crate::run::Ids;
 use crate::spool;
 use crate::upload::{self, Store};
@@ -18,6 +20,9 @@ pub const LIMIT: u64 = 1024 * 1024 * 1024;
 /// Bytes of a line on standard output; what is longer is cut into several.
 const MAXIMUM_LINE: usize = 64 * 1024;
 
+/// How long to wait before a log that could not be delivered is tried again.
+const FLUSH_AGAIN: Duration = Duration::from_secs(30);
+
 /// The log of the present run. Clones are the same log.
 #[derive(Debug, Clone)]
 pub struct RunLog {
@@ -26,7 +31,9 @@ pub struct RunLog {
 
 #[derive(Debug)]
 struct Shared {
-    log: upload::Log,
+    /// None while it is opened anew.
+    log: RwLock<Option<upload::Log>>,
+    settings: upload::Settings,
     last_sequence: AtomicU64,
     copy: Option<Mutex<Copy>>,
 }
@@ -43,10 +50,10 @@ impl RunLog {
         on_standard_output: bool,
     ) -> Result<Self, upload::Error> {
         let settings = upload::Settings { directory: directory.to_owned(), limit: LIMIT, store };
-        let log = upload::Log::open(settings).await?;
+        let log = upload::Log::open(settings.clone()).await?;
         let last_sequence = AtomicU64::new(log.acknowledged());
         let copy = on_standard_output.then(|| Mutex::new(Copy::new(ids.run.to_string())));
-        Ok(Self { shared: Arc::new(Shared { log, last_sequence, copy }) })
+        Ok(Self { shared: Arc::new(Shared { log: RwLock::new(Some(log)), settings, last_sequence, copy }) })
     }
 
     /// Of which stack it is, for standard output.
@@ -68,9 +75,11 @@ impl RunLog {
     /// # Errors
     /// The disk fails, or a message before these is missing.
     pub async fn append(&self, messages: &[(u64, Vec<u8>)]) -> Result<usize, spool::Error> {
+        let log = self.shared.log.read().await;
+        let log = log.as_ref().ok_or_else(closed)?;
         let mut pending = vec![];
         for (sequence, bytes) in messages {
-            pending.push(self.shared.log.submit(*sequence, bytes.clone()).await?);
+            pending.push(log.submit(*sequence, bytes.clone()).await?);
         }
         for (place, pending) in pending.into_iter().enumerate() {
             match pending.done().await {
@@ -94,25 +103,61 @@ impl RunLog {
             copy.take(line.as_bytes());
             copy.take(b"\n");
         }
-        if let Err(error) = self.shared.log.say(&line).await {
+        let log = self.shared.log.read().await;
+        let said = match log.as_ref() {
+            Some(log) => log.say(&line).await,
+            None => Err(closed()),
+        };
+        if let Err(error) = said {
             tracing::error!(%error, "a line is missing in the run's log: {line}");
         }
     }
 
-    /// Waits until all of it is in the object store.
-    ///
-    /// # Errors
-    /// The disk fails, or control plane or object store refuse for good.
-    pub async fn flush(&self) -> Result<LogSummary, upload::Error> {
+    /// Waits until all of it is in the object store, however long disk, control plane or object store refuse. None: the control
+    /// plane does not want it any more.
+    pub async fn flush_for_good(&self) -> Option<LogSummary> {
         if let Some(mut copy) = self.copy() {
             copy.end();
         }
-        self.shared.log.flush().await
+        loop {
+            let flushed = match self.shared.log.read().await.as_ref() {
+                Some(log) => log.flush().await,
+                None => Err(closed().into()),
+            };
+            let error = match flushed {
+                Ok(summary) => return Some(summary),
+                Err(error) => error,
+            };
+            tracing::error!(%error, "the run's log is not delivered");
+            if is_unwanted(&error) {
+                return None;
+            }
+            tokio::time::sleep(FLUSH_AGAIN).await;
+            // What gave up before begins anew, with what is on the disk.
+            let mut log = self.shared.log.write().await;
+            drop(log.take());
+            match upload::Log::open(self.shared.settings.clone()).await {
+                Ok(opened) => *log = Some(opened),
+                Err(error) => tracing::error!(%error, "the run's log cannot be opened"),
+            }
+        }
     }
 
     fn copy(&self) -> Option<MutexGuard<'_, Copy>> {
         self.shared.copy.as_ref().map(|copy| copy.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn is_unwanted(error: &upload::Error) -> bool {
+    const NOT_FOUND: u16 = 404;
+    matches!(
+        error,
+        upload::Error::Api(api_client::Error::Gone { .. } | api_client::Error::Refused { status: NOT_FOUND, .. })
+    )
+}
+
+fn closed() -> spool::Error {
+    spool::Error::Io { action: "use", path: "the log".into(), reason: "it is being opened anew".to_owned() }
 }
 
 /// What goes to standard output: each line of the log as one line of JSON.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use launcher_wire::api::Stage;
@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::run::WorkerOutcome;
+use crate::run::{Kept, WorkerOutcome};
 
 /// Launchers of one pool on one host. A host with more is a mistake.
 const MAXIMUM: usize = 1000;
@@ -100,6 +100,47 @@ impl Slot {
         self.directory.join("run")
     }
 
+    /// Makes the directory of a new run's files. What an earlier run left there is put aside: a run never sees another's.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new_run_directory(&self) -> Result<PathBuf, Error> {
+        let directory = self.run_directory();
+        self.put_aside()?;
+        DirBuilder::new().mode(0o700).create(&directory).map_err(failed("make the directory", &directory))?;
+        Ok(directory)
+    }
+
+    /// Puts the directory of the run's files where [`Self::sweep`] removes it.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn put_aside(&self) -> Result<(), Error> {
+        let (directory, stale) = (self.run_directory(), self.directory.join("stale"));
+        private_directory(&stale)?;
+        match fs::rename(&directory, stale.join(AssignmentId::new().to_string())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("rename", &directory)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what was put aside, as far as that is possible. It takes a while: runs leave thousands of files.
+    pub fn sweep(&self) -> impl FnOnce() + Send + 'static {
+        let stale = self.directory.join("stale");
+        move || {
+            for path in fs::read_dir(&stale).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if fs::remove_dir_all(&path).is_err() {
+                    // Directories without permission to write, as tools leave them, keep their owner from removing what is in
+                    // them, too.
+                    allow(&path);
+                    if let Err(error) = fs::remove_dir_all(&path) {
+                        tracing::error!(path = %path.display(), %error, "cannot remove what is left of a run");
+                    }
+                }
+            }
+        }
+    }
+
     /// What was begun and not ended.
     ///
     /// # Errors
@@ -135,6 +176,16 @@ impl Slot {
     }
 }
 
+/// Lets the owner of the directories in a tree write them. Links are not followed; what fails is seen when it is removed.
+fn allow(directory: &Path) {
+    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            allow(&entry.path());
+        }
+    }
+}
+
 /// The identifier of whoever has this place, made at its first use.
 fn identity(directory: &Path) -> Result<WorkerId, Error> {
     let path = directory.join("worker");
@@ -152,11 +203,11 @@ fn identity(directory: &Path) -> Result<WorkerId, Error> {
     }
 }
 
-/// What the worker of a run said at its end. It is on disk before the worker is told that it was heard, and exits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the worker of a run has done so far. It is on disk before the worker is told that it was heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
-    /// How it went.
-    pub outcome: WorkerOutcome,
+    /// How it went, once it has said so. It exits then.
+    pub outcome: Option<WorkerOutcome>,
     /// Whether its workspace is in the object store.
     pub workspace: bool,
     /// Whether its outputs are.
@@ -164,6 +215,7 @@ pub struct Said {
 }
 
 const SAID: &str = "said";
+const END: &str = "end";
 
 impl Said {
     /// Puts it on disk, in the directory of the run's files.
@@ -183,6 +235,22 @@ impl Said {
     }
 }
 
+/// Puts on disk how a run ended, in the directory of its files.
+///
+/// # Errors
+/// It cannot be written.
+pub fn keep_end(directory: &Path, kept: &Kept) -> Result<(), Error> {
+    write(directory, END, &serde_json::to_vec(kept).expect("it has a JSON form"))
+}
+
+/// How a run ended, if that is on disk there.
+///
+/// # Errors
+/// It cannot be read, or is damaged.
+pub fn kept_end(directory: &Path) -> Result<Option<Kept>, Error> {
+    read_json(directory.join(END))
+}
+
 fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, Error> {
     match fs::read(&path) {
         Ok(bytes) => {
@@ -199,6 +267,15 @@ fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, Error> {
 /// It cannot be made.
 pub fn private_directory(path: &Path) -> Result<(), Error> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the directory", path))
+}
+
+/// Makes a directory that others may enter, and change nothing in: what is above it keeps out those who are not meant.
+///
+/// # Errors
+/// It cannot be made.
+pub fn shared_directory(path: &Path) -> Result<(), Error> {
+    private_directory(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(failed("make the directory", path))
 }
 
 /// Writes a file that is there as a whole or not at all.
@@ -270,8 +347,22 @@ mod tests {
             message: "why".to_owned(),
             changes: Some(launcher_wire::api::Changes { add: 1, change: 2, destroy: 3 }),
         };
-        let said = Said { outcome, workspace: true, outputs: false };
+        let said = Said { outcome: Some(outcome), workspace: true, outputs: false };
         said.keep(directory.path()).unwrap();
         assert_eq!(Said::kept(directory.path()).unwrap(), Some(said));
+    }
+
+    #[test]
+    fn a_run_never_finds_what_another_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let slot = Slot::take(directory.path(), PoolId::new()).unwrap();
+        let first = slot.new_run_directory().unwrap();
+        fs::create_dir(first.join("read-only")).unwrap();
+        fs::write(first.join("read-only/file"), "secret").unwrap();
+        fs::set_permissions(first.join("read-only"), fs::Permissions::from_mode(0o555)).unwrap();
+        let second = slot.new_run_directory().unwrap();
+        assert_eq!(fs::read_dir(second).unwrap().count(), 0);
+        slot.sweep()();
+        assert_eq!(fs::read_dir(slot.directory.join("stale")).unwrap().count(), 0);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +26,10 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::events::Sender;
 use crate::run::{Event, WorkerOutcome, WorkerResult};
 use crate::run_log::RunLog;
-use crate::slot::{self, Said};
+use crate::slot::Said;
 use crate::transfer::Transfer;
 
 /// The user that a container's processes are.
@@ -37,6 +38,12 @@ pub const WORKER_USER: u32 = 1983;
 const OUTGOING: usize = 64;
 /// Messages that are written to disk at once.
 const BATCH: usize = 64;
+/// Bytes of an upload after which it is counted as a sign of life.
+const SIGN_OF_LIFE: u64 = 16 * 1024 * 1024;
+/// How long the first message of a session may take.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How often an upload that waits for the object store is counted as a sign of life.
+const STILL_STORING: Duration = Duration::from_secs(30);
 /// How long to wait for room in the spool. The worker is not acknowledged meanwhile, and says nothing more.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// How long a connection may take to say what is in flight when its container has ended.
@@ -82,10 +89,12 @@ pub struct Settings {
     pub job: Option<protocol::Job>,
     /// The directory of the run's files.
     pub directory: PathBuf,
+    /// What the worker has done already.
+    pub said: Said,
     /// Where the log goes.
     pub log: RunLog,
     /// Where everything else is heard of.
-    pub events: mpsc::Sender<Event>,
+    pub events: Sender,
     /// The object store.
     pub transfer: Transfer,
 }
@@ -94,10 +103,11 @@ pub struct Settings {
 struct Shared {
     job: Mutex<Option<Box<protocol::Job>>>,
     directory: PathBuf,
-    has_workspace: AtomicBool,
-    has_outputs: AtomicBool,
+    said: Mutex<Said>,
+    /// Nothing is heard any more.
+    closed: AtomicBool,
     log: RunLog,
-    events: mpsc::Sender<Event>,
+    events: Sender,
     transfer: Transfer,
     stop: watch::Sender<Option<Stop>>,
     /// Whether there is a session. One after the other.
@@ -110,7 +120,7 @@ impl WorkerServer {
     /// # Errors
     /// The socket cannot be made, or not given to the worker's user.
     pub fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { socket, job, directory, log, events, transfer } = settings;
+        let Settings { socket, job, directory, said, log, events, transfer } = settings;
         let listen = |source| Error::Listen { path: socket.clone(), source };
         // Of a launcher that was killed.
         match fs::remove_file(&socket) {
@@ -123,8 +133,8 @@ impl WorkerServer {
         let shared = Arc::new(Shared {
             job: Mutex::new(job.map(Box::new)),
             directory,
-            has_workspace: AtomicBool::new(false),
-            has_outputs: AtomicBool::new(false),
+            said: Mutex::new(said),
+            closed: AtomicBool::new(false),
             log,
             events,
             transfer,
@@ -155,16 +165,24 @@ impl WorkerServer {
         // The connection ends with the container; what it had sent is read before it is gone.
         let session = Arc::clone(&self.shared.session);
         let _ = tokio::time::timeout(DRAIN, session.acquire()).await;
+        self.revoke();
+    }
+
+    /// Gives the job to nobody any more, and hears nobody.
+    pub fn revoke(&self) {
+        self.shared.job().take();
+        self.shared.closed.store(true, Ordering::Release);
     }
 }
 
 impl Drop for WorkerServer {
     fn drop(&mut self) {
+        self.revoke();
         self.task.abort();
     }
 }
 
-/// Makes the container's user the owner of a file or directory.
+/// Makes the container's user the owner of a file or directory. A link is not followed.
 ///
 /// # Errors
 /// It cannot be.
@@ -172,7 +190,7 @@ pub fn give_to_worker(path: &Path) -> Result<(), Error> {
     if geteuid().as_raw() == WORKER_USER {
         return Ok(());
     }
-    chown(path, Some(WORKER_USER), Some(WORKER_USER)).map_err(|source| Error::Owner { path: path.to_owned(), source })
+    lchown(path, Some(WORKER_USER), Some(WORKER_USER)).map_err(|source| Error::Owner { path: path.to_owned(), source })
 }
 
 struct Service(Arc<Shared>);
@@ -186,10 +204,13 @@ impl Launcher for Service {
 
     async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
         let shared = Arc::clone(&self.0);
+        shared.check_open()?;
         let permit = Arc::clone(&shared.session).try_acquire_owned();
         let permit = permit.map_err(|_| Status::already_exists("the worker is connected already"))?;
         let mut incoming = request.into_inner();
-        let first = incoming.message().await?;
+        // Whoever holds the place has to say who it is.
+        let first = tokio::time::timeout(FIRST_WORD, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("a session begins with Hello"))??;
         let Some(FromWorker { body: Some(from_worker::Body::Hello(hello)), .. }) = first else {
             return Err(Status::invalid_argument("a session begins with Hello"));
         };
@@ -258,6 +279,9 @@ impl Launcher for Service {
             };
             size += part.data.len() as u64;
             complete = part.last;
+            if size / SIGN_OF_LIFE != (size - part.data.len() as u64) / SIGN_OF_LIFE {
+                shared.events.send(Event::Logged).await;
+            }
             // Encrypting is work for a processor, and the disk may be slow.
             let file = tokio::task::spawn_blocking(move || file.write_all(&part.data).map(|()| file)).await;
             let file = file.map_err(internal)?;
@@ -271,10 +295,19 @@ impl Launcher for Service {
             Upload::Outputs => (Object::Outputs, Event::OutputsStored),
             Upload::Workspace | Upload::Unspecified => (Object::Workspace, Event::WorkspaceStored),
         };
-        shared.transfer.store(sealed, object).await.map_err(refused)?;
-        let stored = if event == Event::OutputsStored { &shared.has_outputs } else { &shared.has_workspace };
-        stored.store(true, Ordering::Release);
-        let _ = shared.events.send(event).await;
+        let mut storing = std::pin::pin!(shared.transfer.store(sealed, object));
+        loop {
+            match tokio::time::timeout(STILL_STORING, &mut storing).await {
+                Ok(stored) => break stored.map(drop).map_err(refused)?,
+                // It is not the job that is silent.
+                Err(_) => shared.events.send(Event::Logged).await,
+            }
+        }
+        shared.keep(|said| match what {
+            Upload::Outputs => said.outputs = true,
+            Upload::Workspace | Upload::Unspecified => said.workspace = true,
+        })?;
+        shared.events.send(event).await;
         Ok(Response::new(Uploaded { size }))
     }
 }
@@ -307,15 +340,20 @@ impl Shared {
         let job = if self.log.last_sequence() == 0 { self.job().clone() } else { None };
         job.ok_or_else(|| {
             // The loop may be busy; whoever asks comes again.
-            let _ = self.events.try_send(Event::JobLost);
+            self.events.try_send(Event::JobLost);
             Status::permission_denied("there is no job to be had")
         })
     }
 
-    fn keep(&self, outcome: WorkerOutcome) -> Result<(), slot::Error> {
-        let (workspace, outputs) = (&self.has_workspace, &self.has_outputs);
-        let (workspace, outputs) = (workspace.load(Ordering::Acquire), outputs.load(Ordering::Acquire));
-        Said { outcome, workspace, outputs }.keep(&self.directory)
+    /// Puts on disk what the worker did, before it is told that it was heard.
+    fn keep(&self, change: impl FnOnce(&mut Said)) -> Result<(), Status> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut said);
+        said.keep(&self.directory).map_err(internal)
+    }
+
+    fn check_open(&self) -> Result<(), Status> {
+        if self.closed.load(Ordering::Acquire) { Err(Status::aborted("the run has ended")) } else { Ok(()) }
     }
 
     fn job(&self) -> MutexGuard<'_, Option<Box<protocol::Job>>> {
@@ -394,7 +432,7 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
         }
         next += 1;
         if let Some(from_worker::Body::Outcome(outcome)) = &body {
-            shared.keep(outcome_of(outcome.clone())).map_err(internal)?;
+            shared.keep(|said| said.outcome = Some(outcome_of(outcome.clone())))?;
         }
         let (bytes, event) = match body {
             Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
@@ -412,17 +450,18 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
     let mut rest = &entries[..];
     let mut told = false;
     while !rest.is_empty() {
+        shared.check_open()?;
         rest = &rest[shared.log.append(rest).await.map_err(internal)?..];
         if !rest.is_empty() {
             if !told {
-                let _ = shared.events.send(Event::LogLimitReached).await;
+                shared.events.send(Event::LogLimitReached).await;
             }
             told = true;
             tokio::time::sleep(NO_ROOM_PAUSE).await;
         }
     }
     for event in events {
-        let _ = shared.events.send(event).await;
+        shared.events.send(event).await;
     }
     Ok(())
 }

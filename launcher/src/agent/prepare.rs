@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use launcher_wire::api::{Job, Outcome};
 use launcher_wire::id::WorkerId;
@@ -11,13 +12,17 @@ use spacelift_worker::protocol::SOCKET;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Host, LABEL_ASSIGNMENT, LABEL_POOL, LABEL_RUN, LABEL_WORKER, exit_of};
-use crate::docker::{self, ContainerSpec};
+use crate::docker::{self, ContainerSpec, Engine};
+use crate::events::Sender;
 use crate::job;
 use crate::registry_credentials::{self, Reference};
 use crate::run::{End, Event, Ids};
 use crate::run_log::RunLog;
 use crate::slot;
 use crate::worker_server::{self, WorkerServer};
+
+/// How long to wait before a container that could not be removed is tried again.
+const REMOVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Everything that is needed to begin a run.
 pub(super) struct Preparation {
@@ -27,7 +32,7 @@ pub(super) struct Preparation {
     pub(super) directory: PathBuf,
     pub(super) job: Job,
     pub(super) log: RunLog,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) events: Sender,
     pub(super) server: watch::Sender<Option<Arc<WorkerServer>>>,
 }
 
@@ -38,33 +43,54 @@ pub(super) fn socket(directory: &Path) -> PathBuf {
 }
 
 /// Reports when a container has ended.
-pub(super) fn watch_container(host: Arc<Host>, name: String, events: mpsc::Sender<Event>) {
+pub(super) fn watch_container(host: Arc<Host>, name: String, events: Sender) {
     tokio::spawn(async move {
         let exit = exit_of(host.engine.wait(&name).await);
-        let _ = events.send(Event::Exited(exit)).await;
+        events.send(Event::Exited(exit)).await;
     });
+}
+
+/// Removes a container, however long the engine is away: nobody may be told that a run has ended whose container could still
+/// begin.
+pub(super) async fn remove(engine: &Engine, name: &str) {
+    while let Err(error) = engine.remove(name).await {
+        tracing::warn!(container = name, %error, "cannot remove the container; trying again");
+        tokio::time::sleep(REMOVE_AGAIN).await;
+    }
 }
 
 impl Preparation {
     /// Says what became of it with an event. When it is cancelled, or fails, no container is left.
     pub(super) async fn run(self, cancelled: oneshot::Receiver<()>) {
-        let result = tokio::select! {
-            result = self.to_container() => Some(result),
-            // Whoever could cancel it is gone: the launcher ends.
+        // Only what comes before there is a container is given up in the middle. A request to make one that nobody waits for
+        // would be fulfilled all the same.
+        let spec = tokio::select! {
+            spec = self.to_spec() => Some(spec),
             _ = cancelled => None,
         };
-        let event = match result {
-            Some(Ok(())) => return watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone()),
+        let event = match spec {
+            Some(Ok(spec)) => match self.to_container(&spec).await {
+                Ok(()) => return watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone()),
+                Err(end) => Event::PreparationFailed(end),
+            },
             Some(Err(end)) => Event::PreparationFailed(end),
             None => Event::PreparationCancelled,
         };
-        if let Err(error) = self.host.engine.remove(&self.name).await {
-            tracing::warn!(container = self.name, %error, "cannot remove the container");
+        if let Some(server) = self.server.borrow().clone() {
+            server.revoke();
         }
-        let _ = self.events.send(event).await;
+        remove(&self.host.engine, &self.name).await;
+        self.events.send(event).await;
     }
 
-    async fn to_container(&self) -> Result<(), End> {
+    async fn to_container(&self, spec: &ContainerSpec) -> Result<(), End> {
+        let created = self.host.engine.create(spec).await.map_err(unable)?;
+        // Before it is: what the worker then says must find a run that is being executed.
+        self.events.send(Event::Started).await;
+        self.host.engine.start(&created.id).await.map_err(unable)
+    }
+
+    async fn to_spec(&self) -> Result<ContainerSpec, End> {
         let Self { host, job, .. } = self;
         let config = &host.config;
         let image = job::image(job, config);
@@ -90,28 +116,23 @@ impl Preparation {
         });
         let worker = worker.await.map_err(unable)?.map_err(unable)?;
         let workspace = self.directory.join("workspace");
+        slot::private_directory(&workspace).map_err(unable)?;
+        worker_server::give_to_worker(&workspace).map_err(unable)?;
         let socket = socket(&self.directory);
         let socket_directory = self.directory.join("socket");
-        for directory in [&workspace, &socket_directory] {
-            slot::private_directory(directory).map_err(unable)?;
-            worker_server::give_to_worker(directory).map_err(unable)?;
-        }
+        slot::shared_directory(&socket_directory).map_err(unable)?;
         let ids = Ids { run: job.run, assignment: job.assignment };
         let server = WorkerServer::start(worker_server::Settings {
             socket,
             job: Some(for_worker),
             directory: self.directory.clone(),
+            said: slot::Said::default(),
             log: self.log.clone(),
             events: self.events.clone(),
             transfer: host.transfer(ids, self.directory.clone()),
         });
         self.server.send_replace(Some(Arc::new(server.map_err(unable)?)));
-
-        let spec = self.container(image, worker, socket_directory, workspace);
-        let created = host.engine.create(&spec).await.map_err(unable)?;
-        // Before it is: what the worker then says must find a run that is being executed.
-        let _ = self.events.send(Event::Started).await;
-        host.engine.start(&created.id).await.map_err(unable)
+        Ok(self.container(image, worker, socket_directory, workspace))
     }
 
     fn container(&self, image: &str, worker: PathBuf, socket_directory: PathBuf, workspace: PathBuf) -> ContainerSpec {
@@ -163,7 +184,8 @@ impl Preparation {
 
     async fn ask_policy(&self, image: &str) -> Result<(), End> {
         let Some(policy) = &self.host.config.policy else { return Ok(()) };
-        let input = policy_input(&self.job, image);
+        let denied = |message| End { outcome: Outcome::Denied, message, changes: None };
+        let input = policy_input(&self.job, image, &self.host.config.mask).map_err(denied)?;
         let (policy, question) = (policy.clone(), input.clone());
         // It may execute commands, and waits for them.
         let decision = tokio::task::spawn_blocking(move || policy.evaluate(question)).await.map_err(unable)?;
@@ -179,18 +201,48 @@ impl Preparation {
             self.log.line(format!("The initialization policy denies the run: {reason}")).await;
         }
         let message = format!("the initialization policy denied it: {}", decision.deny.join("; "));
-        Err(End { outcome: Outcome::Denied, message, changes: None })
+        Err(denied(message))
     }
 }
 
-/// What a policy decides on: what the control plane says of the run, and what the launcher is about to do.
-pub(crate) fn policy_input(job: &Job, image: &str) -> Value {
+/// What a policy decides on: what the control plane says of the run, and what the launcher is about to do. Where the two
+/// overlap, what is about to be done is what counts.
+///
+/// # Errors
+/// The control plane left something out: a rule that asks for it would be undefined, and deny nothing.
+fn policy_input(job: &Job, image: &str, mask: &[String]) -> Result<Value, String> {
     let variables: BTreeMap<&str, &str> = job
         .environment
         .iter()
-        .map(|variable| (variable.name.as_str(), if variable.secret { "" } else { variable.value.as_str() }))
+        .map(|variable| {
+            let is_hidden = variable.secret || mask.contains(&variable.name);
+            (variable.name.as_str(), if is_hidden { "" } else { variable.value.as_str() })
+        })
         .collect();
     let mut input = job.policy_input.clone();
+    for (object, own) in [
+        (
+            "run",
+            json!({
+                "id": job.run,
+                "type": job::run_type(job.run_type),
+                "project_root": job.project_root,
+                "runtime_config": { "hooks": job.hooks, "workflow": job.workflow, "project_root": job.project_root },
+            }),
+        ),
+        ("stack", json!({ "id": job.stack_id })),
+        ("commit", json!({ "hash": job.commit })),
+        ("request", json!({})),
+    ] {
+        let Some(Value::Object(said)) = input.get_mut(object) else {
+            return Err(format!("the control plane did not say `{object}`, which policies decide on"));
+        };
+        let Value::Object(own) = own else { continue };
+        said.extend(own);
+    }
+    if let Some(Value::Object(commit)) = input["run"].get_mut("commit") {
+        commit.insert("hash".to_owned(), job.commit.clone().into());
+    }
     input.insert("docker_image".to_owned(), image.into());
     input.insert("worker_version".to_owned(), env!("CARGO_PKG_VERSION").into());
     input.insert(
@@ -204,7 +256,7 @@ pub(crate) fn policy_input(job: &Job, image: &str) -> Value {
             "environment_variables": variables,
         }),
     );
-    Value::Object(input)
+    Ok(Value::Object(input))
 }
 
 fn unable(error: impl std::fmt::Display) -> End {

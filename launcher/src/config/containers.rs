@@ -85,5 +85,9 @@ fn mount(item: &str, scope: Scope) -> Result<Mount, &'static str> {
     if target.starts_with(own) {
         return Err("has a target among the worker's own files; choose another one");
     }
+    // It would be packed with the workspace, and cleared with it.
+    if target.starts_with(protocol::WORKSPACE) {
+        return Err("has a target inside the workspace, which is packed and cleared; choose another one");
+    }
     Ok(Mount { source: source.components().collect(), target, scope })
 }

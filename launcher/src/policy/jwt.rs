@@ -49,7 +49,7 @@ pub(super) const FUNCTIONS: [(&str, u8); 13] = [
 /// Bytes of a token. Those that providers issue have some thousand.
 const MAXIMUM_TOKEN: usize = 64 * 1024;
 /// Bits of an RSA key. A shorter one can be broken, a longer one takes long.
-const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 pub(super) fn add(engine: &mut Engine) -> Result<()> {
     for (name, arguments) in FUNCTIONS {

@@ -15,8 +15,8 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 /// Bits of the shortest key that a pool may have.
 pub const MINIMUM_BITS: usize = 3072;
-/// Bits of the longest. A signature with a longer one takes seconds.
-pub const MAXIMUM_BITS: usize = 8192;
+/// Bits of the longest: more is not what the TLS and RSA libraries on both sides take.
+pub const MAXIMUM_BITS: usize = 4096;
 
 /// Why a key or a certificate is of no use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

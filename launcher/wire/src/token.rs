@@ -12,7 +12,7 @@ use crate::{key, mqtt};
 
 /// The version that this side makes and the only one that it understands.
 pub const VERSION: u32 = 1;
-/// Bytes of a token's base64. One with a 8192-bit certificate and ten authorities has some 25,000.
+/// Bytes of a token's base64. One with a 4096-bit certificate and ten authorities has some 25,000.
 pub const MAXIMUM_SIZE: usize = 128 * 1024;
 
 /// What the token says, as it is in JSON.

@@ -24,7 +24,7 @@ const YEAR: u64 = 365 * 24 * 60 * 60;
 const AUTHORITY_VALIDITY: u64 = 10 * YEAR;
 /// Seconds before now from which a certificate holds: clocks of worker hosts differ.
 const BACKDATED: u64 = 5 * 60;
-/// Bytes of a certificate request. One with an 8192-bit key has some 3,000.
+/// Bytes of a certificate request. One with a 4096-bit key has some 1,700.
 pub const MAXIMUM_REQUEST: usize = 32 * 1024;
 /// Random bytes of the administrator's token.
 const TOKEN_BYTES: usize = 32;

@@ -7,6 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as STANDARD;
+
 use super::{Failure, PRIVATE, Run};
 use crate::environment::{Changes, Environment};
 use crate::execution::{End, Program};
@@ -265,7 +268,8 @@ impl Run {
             record(b"-", &[name.as_bytes()]);
         }
         for mask in self.executor.log.masker().added() {
-            record(b"*", &[mask]);
+            // As base64: a mask may hold whatever a log holds, also what ends a record.
+            record(b"*", &[STANDARD.encode(mask).as_bytes()]);
         }
         let path = self.place.workspace.join(CARRIED);
         super::remove(&path)?;
@@ -295,8 +299,9 @@ impl Run {
                     changes.removed.insert(OsString::from_vec(name.to_vec()));
                 }
                 Some((b'*', mask)) => {
+                    let mask = STANDARD.decode(mask).map_err(io::Error::other)?;
                     let log = &mut self.executor.log;
-                    log.masker().add(mask).map_err(io::Error::other).inspect_err(|_| log.close())?;
+                    log.masker().add(&mask).map_err(io::Error::other).inspect_err(|_| log.close())?;
                 }
                 _ => {}
             }

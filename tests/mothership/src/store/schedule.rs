@@ -69,7 +69,8 @@ impl Decision<'_> {
                     WorkerState::Drained => {}
                     WorkerState::Idle | WorkerState::Busy { .. } => self.undrained(worker)?,
                 }
-                if cycling {
+                // One that is drained may be about to exit, and what it did not read the one after it would.
+                if cycling && *state != WorkerState::Drained {
                     self.send(pool, worker, ToWorker::Cycle {})?;
                 }
             }
