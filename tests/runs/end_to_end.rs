@@ -216,7 +216,7 @@ fn a_pool_sees_nothing_of_another() {
 #[test]
 fn a_host_is_checked_without_a_run() {
     let mut world = World::new();
-    let mut check = |world: &World, broker: bool| {
+    let check = |world: &World, broker: bool| {
         let data = tempfile::tempdir().unwrap();
         let mut launcher = Command::new(launcher_program());
         launcher.arg("check").env_clear().env("PATH", "/usr/bin:/bin").env("DOCKER_HOST", world.engine.host());
