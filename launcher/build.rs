@@ -34,19 +34,23 @@ fn main() -> io::Result<()> {
     };
     writeln!(cargo, "cargo::rerun-if-changed={}", path.display())?;
     let launcher = Build { version: format!("v{}", variable("CARGO_PKG_VERSION")?), commit, target };
-    match embed(&path, &launcher) {
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    match embed(&path, &launcher, &out) {
         Ok(note) => {
             writeln!(cargo, "cargo::rustc-cfg=embedded_worker")?;
             writeln!(cargo, "cargo::rustc-env=SPACELIFT_WORKER_NOTE={note}")
         }
-        Err(problem) => writeln!(
-            cargo,
-            "cargo::error=cannot embed the worker that {WORKER_BINARY} names, `{}`: {problem}. Build the worker and \
-             the launcher from one commit for one target (`cargo xtask dist` does), or unset {WORKER_BINARY} for a \
-             launcher that carries no worker.",
-            path.display()
-        ),
+        Err(problem) => writeln!(cargo, "cargo::error={}", refusal(&path, &problem)),
     }
+}
+
+pub(crate) fn refusal(worker: &Path, problem: &str) -> String {
+    format!(
+        "cannot embed the worker that {WORKER_BINARY} names, `{}`: {problem}. Build the worker and the launcher from \
+         one commit for one target (`cargo xtask dist` does), or unset {WORKER_BINARY} for a launcher that carries no \
+         worker.",
+        worker.display()
+    )
 }
 
 fn variable(name: &str) -> io::Result<String> {
@@ -54,15 +58,15 @@ fn variable(name: &str) -> io::Result<String> {
 }
 
 /// What the launcher that is being built has in common with the worker that it carries.
-struct Build {
-    version: String,
-    commit: String,
-    target: String,
+pub(crate) struct Build {
+    pub(crate) version: String,
+    pub(crate) commit: String,
+    pub(crate) target: String,
 }
 
-/// Writes `worker.zlib` and `embedded_worker.rs`, a literal of `worker_binary::Embedded`, and gives what the launcher's
-/// build note says about the worker.
-fn embed(path: &Path, launcher: &Build) -> Result<String, String> {
+/// Writes `worker.zlib` and `embedded_worker.rs`, a literal of `worker_binary::Embedded`, to `out`, and gives what the
+/// launcher's build note says about the worker.
+pub(crate) fn embed(path: &Path, launcher: &Build, out: &Path) -> Result<String, String> {
     if !path.is_absolute() {
         return Err(
             "the path is relative, and cargo runs this check in the launcher's directory; give it in full".into()
@@ -81,7 +85,6 @@ fn embed(path: &Path, launcher: &Build) -> Result<String, String> {
         "Embedded {{ version: {version:?}, commit: {commit:?}, target: {target:?}, sha256: Sha256({digest:?}), \
          size: {size}, compressed: &COMPRESSED }}"
     );
-    let out = PathBuf::from(variable("OUT_DIR").map_err(|error| error.to_string())?);
     for (name, content) in [("worker.zlib", &compressed[..]), ("embedded_worker.rs", embedded.as_bytes())] {
         let path = out.join(name);
         fs::write(&path, content).map_err(|error| format!("`{}` cannot be written: {error}", path.display()))?;
@@ -100,7 +103,7 @@ fn compress(bytes: &[u8]) -> Result<Vec<u8>, libdeflater::CompressionError> {
 }
 
 /// Whether `file` is the worker of the same build.
-fn check(file: &[u8], launcher: &Build) -> Result<(), String> {
+pub(crate) fn check(file: &[u8], launcher: &Build) -> Result<(), String> {
     let header = FileHeader64::<LittleEndian>::parse(file)
         .map_err(|_| "it is not a program for 64-bit little-endian Linux (ELF)".to_owned())?;
     let machine = header.e_machine(LittleEndian);

@@ -7,6 +7,7 @@ mod stock_tools;
 
 mod binaries;
 mod documents;
+mod embedding;
 mod image;
 mod release_tool;
 mod signing;
