@@ -96,6 +96,11 @@ fn sboms_are_cyclonedx() {
     });
 }
 
+/// Whether a package is of this workspace.
+fn is_ours(name: &str) -> bool {
+    ["bundle-core", "launcher-wire"].contains(&name) || name.starts_with("spacelift-")
+}
+
 #[test]
 fn sboms_agree_with_cargo_lock() {
     let locked = locked();
@@ -115,7 +120,7 @@ fn sboms_agree_with_cargo_lock() {
                     assert_eq!(component["hashes"], json!([{ "alg": "SHA-256", "content": checksum }]), "{name}");
                     assert_eq!(text(component, "purl"), format!("pkg:cargo/{name}@{version}"));
                 }
-                None => assert!(name == "bundle-core" || name.starts_with("spacelift-"), "{name} is of the workspace"),
+                None => assert!(is_ours(name), "{name} is of the workspace"),
             }
         }
         assert_eq!(of_the_toolchain, TOOLCHAIN.into(), "what is linked statically is listed: {program} {architecture}");
@@ -187,7 +192,7 @@ fn licences_of_everything_that_is_linked_in_are_there() {
             let heading = match name {
                 "musl" => "musl libc".to_owned(),
                 "rust-std" => "Rust standard library".to_owned(),
-                _ if name == "bundle-core" || name.starts_with("spacelift-") => continue,
+                _ if is_ours(name) => continue,
                 _ => format!("{name} {version}"),
             };
             assert!(notices.lines().any(|line| line == heading), "{name} {version} of {program}");

@@ -166,7 +166,8 @@ fn a_container_is_the_workers_alone() {
         { echo user $($b id -u):$($b id -g); echo pid $$; echo directory $($b pwd); echo arguments $*; } >out
         $b env | $b sort >environment
         (echo changed >>/mnt/spacelift/spacelift-worker) 2>/dev/null && echo worker-changed >>out
-        echo x >/mnt/spacelift/socket/reached; echo x >/extra/reached
+        (echo x >/mnt/spacelift/socket/other) 2>/dev/null && echo socket-moved >>out
+        echo x >/extra/reached
         echo said >&2
         exit 7";
     let spec = host.spec("alone", script);
@@ -179,7 +180,7 @@ fn a_container_is_the_workers_alone() {
         environment.contains("HTTP_PROXY=http://proxy:1\n") && environment.contains("OF_IMAGE=1\n"),
         "{environment}"
     );
-    assert!(host.at("socket/reached").exists() && host.at("extra/reached").exists());
+    assert!(!host.at("socket/other").exists() && host.at("extra/reached").exists());
     assert_eq!(host.block(host.client.tail(&id, 5)).unwrap(), "said\n");
 
     let described = succeed(host.engine.docker().args(["inspect", &id]));

@@ -222,7 +222,8 @@ fn a_host_is_checked_without_a_run() {
         launcher.arg("check").env_clear().env("PATH", "/usr/bin:/bin").env("DOCKER_HOST", world.engine.host());
         launcher.env("SPACELIFT_TOKEN", &world.pool.token).env("SPACELIFT_POOL_PRIVATE_KEY", world.pool.private_key());
         launcher.env("SPACELIFT_LAUNCHER_DIR", data.path()).env("SPACELIFT_DEFAULT_RUNNER_IMAGE", &world.image);
-        let said = run::finish(&mut launcher).expect(if broker { 0 } else { 69 }).to_string();
+        let checked = run::finish(&mut launcher).expect(if broker { 0 } else { 69 });
+        let said = checked.stdout + &checked.stderr;
         for part in ["worker", "Docker engine", "runner image", "API"] {
             assert!(said.contains(&format!("ok      {part}: ")), "{said}");
         }

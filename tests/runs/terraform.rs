@@ -52,7 +52,9 @@ fn terraform_plans_on_one_launcher_and_applies_on_another() {
     control_plane.wait_for(run, RunState::Finished);
     let log = String::from_utf8(control_plane.log(run)).unwrap();
     let mut rest = log.as_str();
-    for expected in ["before the init\n", "Plan: 1 to add", "Apply complete! Resources: 1 added", "after the apply\n"] {
+    for expected in
+        ["before the init\n", " 1 to add, 0 to change", "Apply complete! Resources: 1 added", "after the apply\n"]
+    {
         let at = rest.find(expected).unwrap_or_else(|| panic!("`{expected}` is not where it should be in\n{log}"));
         rest = &rest[at..];
     }

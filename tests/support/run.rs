@@ -77,7 +77,7 @@ pub fn find(name: &str) -> PathBuf {
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
-        .unwrap_or_else(|| panic!("{name} is not installed; `cargo xtask test` installs what tests need"))
+        .unwrap_or_else(|| panic!("{name} is not on the PATH; `cargo xtask test` installs what tests need and Debian has, and the rest is for you to install"))
 }
 
 /// Runs a program that needs no input.
