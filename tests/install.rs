@@ -456,6 +456,19 @@ fn the_archive_installs_itself_with_its_scripts() {
 
 /// The emulator has one account in every bucket's place: the other owner is made by credentials of another account.
 #[test]
+fn an_account_that_may_have_no_more_stacks_is_told_before_anything_is_made() {
+    let registry = Registry::start();
+    let aws = Emulator::start_with_stack_limit(&registry.address(), 1);
+    let customer = Customer { vendor: Vendor::new(), aws, registry, directory: tempfile::tempdir().unwrap() };
+    let release = customer.vendor.release(Offer::new("v1.0.0", 1));
+    let refused = customer.install(&release, &["--yes"]).expect(77);
+    for part in ["0 of 1 stacks in eu-west-1", "needs 2 more", "Service Quotas"] {
+        assert!(refused.says(part), "{part}: {refused}");
+    }
+    assert_eq!(customer.stacks(), Vec::<String>::new());
+}
+
+#[test]
 fn a_bucket_of_someone_else_is_not_used() {
     let customer = Customer::new();
     let release = customer.vendor.release(Offer::new("v1.0.0", 1));

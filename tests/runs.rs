@@ -14,6 +14,7 @@ use launcher_wire::api::{Hooks, Outcome, RunState, RunType, Source, Tool, Variab
 use mothership::admin::{Stack, WorkerStatus};
 
 mod end_to_end;
+mod registries;
 mod terraform;
 mod variables;
 
@@ -27,8 +28,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(Engine::start())
+    }
+
+    fn with(engine: Engine) -> Self {
         let control_plane = ControlPlane::start(program::mothership(), env!("CARGO_BIN_EXE_strict-s3"));
-        let engine = Engine::start();
         let image = runner_image(&engine);
         let pool = control_plane.pool();
         Self { control_plane, engine, pool, image }

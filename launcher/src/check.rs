@@ -99,9 +99,13 @@ async fn docker(config: &Config) -> Result<(Engine, String), String> {
 async fn image(config: &Config, engine: &Engine) -> Result<String, String> {
     let image = &config.default_image;
     let credentials = match Reference::parse(image) {
-        Ok(reference) => registry_credentials::for_image(config.docker_config_dir.as_deref(), &reference)
-            .await
-            .map_err(|error| error.to_string())?,
+        Ok(reference) => {
+            let network = config.network().map_err(|error| error.to_string())?;
+            let http = network.object_store_client().map_err(|error| error.to_string())?;
+            registry_credentials::for_image(config.docker_config_dir.as_deref(), &reference, &http)
+                .await
+                .map_err(|error| error.to_string())?
+        }
         Err(_) => None,
     };
     engine.pull(image, credentials, &mut |_| ()).await.map_err(|error| error.to_string())?;

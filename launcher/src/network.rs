@@ -256,7 +256,9 @@ impl Proxies {
             Scheme::Secure => self.https.as_ref(),
         }?;
         let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
-        let except = is_loopback(&host) || self.exceptions.iter().any(|exception| exception.covers(&host, port));
+        let except = is_loopback(&host)
+            || is_link_local(&host)
+            || self.exceptions.iter().any(|exception| exception.covers(&host, port));
         (!except).then_some(proxy)
     }
 }
@@ -265,6 +267,16 @@ impl Proxies {
 pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether it is on this host's own link, where a cloud's instance metadata and a container's credentials are: a proxy
+/// elsewhere would give its own.
+fn is_link_local(host: &str) -> bool {
+    match host.parse() {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        Ok(IpAddr::V6(address)) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2],
+        Err(_) => false,
+    }
 }
 
 fn proxy(variable: &'static str, value: Option<&str>) -> Result<Option<Proxy>, Error> {

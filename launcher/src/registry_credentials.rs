@@ -1,11 +1,12 @@
 //! Credentials for the registries of runner images.
 //!
 //! They come from a Docker configuration directory, as `docker login` and credential helpers leave it. In the order in which
-//! they are looked at: `credHelpers` for the registry, `credsStore`, `auths`. For Amazon ECR,
-//! where tokens expire, the helper `ecr-login` makes them of the AWS credentials of the host.
+//! they are looked at: `credHelpers` for the registry, `credsStore`, `auths`. Amazon ECR, where tokens expire, gives one out
+//! for the AWS credentials of the host where the configuration has nothing for the registry.
 //!
 //! Nothing is kept between two calls: somebody may log in again at any time, and tokens expire.
 
+mod ecr;
 mod helper;
 mod reference;
 
@@ -80,6 +81,18 @@ pub enum Error {
         /// What happened, and what to do.
         reason: String,
     },
+    /// The host's AWS credentials give no token.
+    #[error(
+        "cannot get a token for {registry} with the AWS credentials of this host: {reason}. Its role needs \
+         ecr:GetAuthorizationToken and the right to read the repository (AmazonEC2ContainerRegistryReadOnly has both); or \
+         name other credentials with SPACELIFT_DOCKER_CONFIG_DIR"
+    )]
+    Ecr {
+        /// Which registry.
+        registry: String,
+        /// What happened.
+        reason: String,
+    },
 }
 
 #[derive(Default, Deserialize)]
@@ -99,15 +112,25 @@ struct Auth {
     identitytoken: Option<String>,
 }
 
-/// The credentials for an image's registry. `directory` is Docker's configuration directory.
+/// The credentials for an image's registry. `directory` is Docker's configuration directory; `http` is how ECR is
+/// reached: with the authorities and proxies that the host is configured for.
 ///
 /// # Errors
-/// The configuration cannot be read, or a helper fails. That there are none is no error: most images need none.
-pub async fn for_image(directory: Option<&Path>, image: &Reference) -> Result<Option<Credentials>, Error> {
-    match directory {
-        Some(directory) => configured_with(directory, image.registry(), None).await,
-        None => Ok(None),
+/// The configuration cannot be read, or a helper or ECR fails. That there are none is no error: most images need none.
+pub async fn for_image(
+    directory: Option<&Path>,
+    image: &Reference,
+    http: &reqwest::Client,
+) -> Result<Option<Credentials>, Error> {
+    let registry = image.registry();
+    if let Some(directory) = directory
+        && let Some(configured) = configured_with(directory, registry, None).await?
+    {
+        return Ok(Some(configured));
     }
+    let Some(ecr) = ecr::Registry::at(registry) else { return Ok(None) };
+    let token = ecr.credentials(http).await;
+    token.map(Some).map_err(|reason| Error::Ecr { registry: registry.to_owned(), reason })
 }
 
 /// `helpers`: where credential helpers are, if not on the `PATH`.

@@ -8,6 +8,7 @@ types that it does not know, and forgets a few properties. Each correction below
 Environment:
   EMULATOR_REGISTRY       HOST:PORT that repositories and tokens of ECR lead to (default 127.0.0.1:5000)
   EMULATOR_ECR_PASSWORD   the password in those tokens (default "password")
+  EMULATOR_STACK_LIMIT    how many stacks the account may have (default 2000)
 """
 
 import base64
@@ -75,6 +76,18 @@ def around_class_method(owner, name):
         return replacement
 
     return decorate
+
+
+# CloudFormation tells the quota of stacks, which moto knows nothing of.
+
+
+def account_limits(_self):
+    limit = int(os.environ.get("EMULATOR_STACK_LIMIT", "2000"))
+    limits = {"StackLimit": limit, "StackOutputsLimit": 200, "ConcurrentResourcesLimit": 2500}
+    return ActionResult({"AccountLimits": [{"Name": name, "Value": value} for name, value in limits.items()]})
+
+
+responses.CloudFormationResponse.describe_account_limits = account_limits
 
 
 # ECR: the digest of an image is the SHA-256 of its manifest, and repositories lead to a registry that exists.

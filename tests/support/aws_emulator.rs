@@ -52,6 +52,14 @@ impl Emulator {
         Self::start_with(&[("EMULATOR_REGISTRY", address)])
     }
 
+    /// The same, for an account that may have so many stacks.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_with_stack_limit(registry: &str, stacks: u32) -> Self {
+        Self::start_with(&[("EMULATOR_REGISTRY", registry), ("EMULATOR_STACK_LIMIT", &stacks.to_string())])
+    }
+
     fn start_with(variables: &[(&str, &str)]) -> Self {
         let data = tempfile::tempdir().unwrap();
         let port = free_port();

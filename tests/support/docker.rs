@@ -30,6 +30,14 @@ impl Engine {
     /// # Panics
     /// The tests do not run as root, or it does not start.
     pub fn start() -> Self {
+        Self::start_with("{}", &[])
+    }
+
+    /// The same, with a configuration in JSON and with variables in its environment.
+    ///
+    /// # Panics
+    /// The tests do not run as root, or it does not start.
+    pub fn start_with(config_json: &str, environment: &[(&str, &str)]) -> Self {
         run::assert_root("a container engine");
         // Sockets are in it, and a socket's path has at most 108 bytes.
         let data = tempfile::Builder::new().prefix("dock").tempdir_in("/tmp").unwrap();
@@ -48,8 +56,9 @@ impl Engine {
         let containerd = Daemon::start(&mut containerd, &at("containerd.log"), || UnixStream::connect(&socket).is_ok());
 
         // Without a file of its own it would read the machine's.
-        fs::write(at("daemon.json"), "{}").unwrap();
+        fs::write(at("daemon.json"), config_json).unwrap();
         let mut dockerd = run::tool("nsenter");
+        dockerd.envs(environment.iter().copied());
         dockerd.args(["--mount", "--target", &containerd.id().to_string(), "--"]).arg(run::find("dockerd"));
         dockerd.arg("--config-file").arg(at("daemon.json")).arg("--host").arg(host(data.path()));
         dockerd.arg("--containerd").arg(&socket).arg("--pidfile").arg(at("docker.pid"));

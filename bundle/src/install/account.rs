@@ -1,5 +1,6 @@
 //! Whose credentials these are, and what is in that account under the names that an installation needs.
 
+use aws_sdk_cloudformation::types::StackStatus;
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 
 use crate::aws::Connection;
@@ -137,6 +138,43 @@ pub(crate) async fn has_repository(connection: &Connection, name: &str) -> Resul
             Err(Failure::of(format!("look at the image repository {name}"), "ecr:DescribeRepositories", &error))
         }
     }
+}
+
+/// Whether the account may have `needed` more stacks in this region. A note if AWS does not say.
+///
+/// # Errors
+/// It may not.
+pub(crate) async fn check_stack_quota(connection: &Connection, needed: usize) -> Result<Option<String>, Failure> {
+    let client = aws_sdk_cloudformation::Client::new(&connection.config);
+    let not_checked = |failure: &Failure| Some(format!("the quota of stacks is not checked: {failure}"));
+    let doing = "find out how many stacks this account may have";
+    let limits = match client.describe_account_limits().send().await {
+        Ok(limits) => limits,
+        Err(error) => return Ok(not_checked(&Failure::of(doing, "cloudformation:DescribeAccountLimits", &error))),
+    };
+    let limit = limits.account_limits().iter().find(|limit| limit.name() == Some("StackLimit"));
+    let Some(limit) = limit.and_then(|limit| usize::try_from(limit.value()?).ok()) else {
+        return Ok(Some("the quota of stacks is not checked: AWS does not tell it".to_owned()));
+    };
+    let mut listed = client.list_stacks().into_paginator().items().send();
+    let mut present = 0;
+    while let Some(stack) = listed.next().await {
+        match stack {
+            // Stacks are listed for 90 days after they are gone.
+            Ok(stack) if stack.stack_status() == Some(&StackStatus::DeleteComplete) => {}
+            Ok(_) => present += 1,
+            Err(error) => return Ok(not_checked(&Failure::of(doing, "cloudformation:ListStacks", &error))),
+        }
+    }
+    if present + needed > limit {
+        let why = format!(
+            "the account has {present} of {limit} stacks in {}, and the installation needs {needed} more: delete some, or \
+             ask for more in the console (Service Quotas, AWS CloudFormation, Stack count)",
+            connection.region
+        );
+        return Err(Failure::new("make the stacks", Kind::Denied, why));
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -93,6 +93,10 @@ impl Plan {
             );
             return Err(Failure::new(format!("use the stack {}", s3.name), Kind::Wrong, why).into());
         }
+        let needed = [&s3, &ecr].into_iter().filter(|planned| planned.found.is_none()).count();
+        if needed > 0 {
+            notes.extend(account::check_stack_quota(connection, needed).await?);
+        }
         let installed = match has_bucket {
             true => {
                 let trust = Trust { pinned: policy.pinned, threshold: policy.threshold };

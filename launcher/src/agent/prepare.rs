@@ -165,7 +165,10 @@ impl Preparation {
         let directory = self.host.config.docker_config_dir.as_deref();
         // What has no registry in its name is on this host already, or refused by the engine's client with the reason.
         let credentials = match Reference::parse(image) {
-            Ok(reference) => registry_credentials::for_image(directory, &reference).await.map_err(unable)?,
+            Ok(reference) => {
+                let http = &self.host.http;
+                registry_credentials::for_image(directory, &reference, http).await.map_err(unable)?
+            }
             Err(_) => None,
         };
         let (sender, mut lines) = mpsc::unbounded_channel();

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::network::{Network, Settings};
 
 fn directory(config: &Value) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -13,7 +14,8 @@ fn directory(config: &Value) -> TempDir {
 
 fn ask(directory: &Path, image: &str) -> Result<Option<Credentials>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(for_image(Some(directory), &Reference::parse(image).unwrap()))
+    let http = Network::new(&Settings::default()).unwrap().object_store_client();
+    runtime.block_on(for_image(Some(directory), &Reference::parse(image).unwrap(), &http.unwrap()))
 }
 
 fn found(config: Value, image: &str) -> Option<Credentials> {
