@@ -14,6 +14,7 @@ use launcher_wire::api::{Hooks, Outcome, RunState, RunType, Source, Tool, Variab
 use mothership::admin::{Stack, WorkerStatus};
 
 mod end_to_end;
+mod isolation;
 mod registries;
 mod terraform;
 mod variables;

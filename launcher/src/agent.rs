@@ -506,6 +506,7 @@ impl Agent {
         if let (true, Ok(log)) = (is_alive, &present.log) {
             let server = WorkerServer::start(worker_server::Settings {
                 socket: prepare::socket(&present.directory),
+                session: slot::session(&present.directory)?,
                 job: None,
                 directory: present.directory.clone(),
                 said: said.clone(),

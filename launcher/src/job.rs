@@ -92,6 +92,8 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         after_run,
     } = job.hooks.clone();
     Ok(protocol::Job {
+        // Of the container that is made for it.
+        session: String::new(),
         run: job.run.to_string(),
         stage: stage(job.stage).into(),
         tool: match job.tool {

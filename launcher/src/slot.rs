@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use launcher_wire::api::Stage;
 use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
+use rsa::rand_core::{OsRng, RngCore as _};
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -216,6 +217,7 @@ pub struct Said {
 
 const SAID: &str = "said";
 const END: &str = "end";
+const SESSION: &str = "session";
 
 impl Said {
     /// Puts it on disk, in the directory of the run's files.
@@ -233,6 +235,28 @@ impl Said {
     pub fn kept(directory: &Path) -> Result<Option<Self>, Error> {
         read_json(directory.join(SAID))
     }
+}
+
+/// Makes what a run's worker shows to be heard, and puts it on disk in the directory of the run's files: a launcher that is
+/// started again has to know it.
+///
+/// # Errors
+/// It cannot be written.
+pub fn new_session(directory: &Path) -> Result<String, Error> {
+    let mut bytes = [0; 32];
+    OsRng.fill_bytes(&mut bytes);
+    let session: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    write(directory, SESSION, session.as_bytes())?;
+    Ok(session)
+}
+
+/// What the run's worker shows.
+///
+/// # Errors
+/// It cannot be read.
+pub fn session(directory: &Path) -> Result<String, Error> {
+    let path = directory.join(SESSION);
+    fs::read_to_string(&path).map_err(failed("read", &path))
 }
 
 /// Puts on disk how a run ended, in the directory of its files.

@@ -1,7 +1,8 @@
 //! The launcher's side of the protocol with a worker: a gRPC server on a Unix socket that only that container has.
 //!
-//! What the worker says is acknowledged once it is on disk. The job is given until the worker has said something, and never
-//! after: a process of the job could ask for it, and would read secrets that are not meant for it.
+//! What the worker says is acknowledged once it is on disk. The job's own processes reach the socket too. So the job, and with it
+//! the proof that the worker shows from then on, is given until the worker has said something, which it does before it executes
+//! anything; afterwards whoever shows no proof is not heard.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::events::Sender;
@@ -85,6 +87,8 @@ pub struct WorkerServer {
 pub struct Settings {
     /// Where to listen.
     pub socket: PathBuf,
+    /// What the worker shows, which no process of its job knows.
+    pub session: String,
     /// For the worker. None: it has it from a launcher before this one.
     pub job: Option<protocol::Job>,
     /// The directory of the run's files.
@@ -101,6 +105,7 @@ pub struct Settings {
 
 #[derive(Debug)]
 struct Shared {
+    session_key: String,
     job: Mutex<Option<Box<protocol::Job>>>,
     directory: PathBuf,
     said: Mutex<Said>,
@@ -120,7 +125,7 @@ impl WorkerServer {
     /// # Errors
     /// The socket cannot be made, or not given to the worker's user.
     pub fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { socket, job, directory, said, log, events, transfer } = settings;
+        let Settings { socket, session, job, directory, said, log, events, transfer } = settings;
         let listen = |source| Error::Listen { path: socket.clone(), source };
         // Of a launcher that was killed.
         match fs::remove_file(&socket) {
@@ -131,6 +136,7 @@ impl WorkerServer {
         fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(listen)?;
         give_to_worker(&socket)?;
         let shared = Arc::new(Shared {
+            session_key: session,
             job: Mutex::new(job.map(Box::new)),
             directory,
             said: Mutex::new(said),
@@ -205,6 +211,11 @@ impl Launcher for Service {
     async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
         let shared = Arc::clone(&self.0);
         shared.check_open()?;
+        // Before anything else: who is nobody takes no place.
+        let is_known = shared.is_known(request.metadata())?;
+        if !is_known {
+            shared.check_nothing_runs()?;
+        }
         let permit = Arc::clone(&shared.session).try_acquire_owned();
         let permit = permit.map_err(|_| Status::already_exists("the worker is connected already"))?;
         let mut incoming = request.into_inner();
@@ -214,6 +225,9 @@ impl Launcher for Service {
         let Some(FromWorker { body: Some(from_worker::Body::Hello(hello)), .. }) = first else {
             return Err(Status::invalid_argument("a session begins with Hello"));
         };
+        if hello.has_job != is_known {
+            return Err(nobody());
+        }
         let welcome = shared.welcome(&hello)?;
         let (outgoing, answers) = mpsc::channel(OUTGOING);
         let _ = outgoing.send(Ok(ToWorker { body: Some(to_worker::Body::Welcome(welcome)) })).await;
@@ -231,6 +245,7 @@ impl Launcher for Service {
     }
 
     async fn download(&self, request: Request<DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+        self.0.check_worker(request.metadata())?;
         let what = request.into_inner().what();
         let transfer = self.0.transfer.clone();
         let mut parts = match what {
@@ -261,6 +276,7 @@ impl Launcher for Service {
     }
 
     async fn upload(&self, request: Request<Streaming<UploadPart>>) -> Result<Response<Uploaded>, Status> {
+        self.0.check_worker(request.metadata())?;
         let mut parts = request.into_inner();
         let shared = Arc::clone(&self.0);
         let mut what = None;
@@ -312,6 +328,11 @@ impl Launcher for Service {
     }
 }
 
+/// To processes of a job.
+fn nobody() -> Status {
+    Status::permission_denied("only the worker is heard here")
+}
+
 /// What was tried here as long as it made sense: the worker is not to try it again.
 fn refused(error: impl std::fmt::Display) -> Status {
     Status::failed_precondition(format!("{error:#}"))
@@ -334,11 +355,26 @@ impl Shared {
         Ok(Welcome { acknowledged: self.log.last_sequence(), job })
     }
 
-    /// Until the worker said its first word: it may not have received the job. Nothing of the job is executed before that word,
-    /// so whoever asks is the worker.
+    /// Whether a call shows what only the worker knows. An error if it shows something else.
+    fn is_known(&self, metadata: &MetadataMap) -> Result<bool, Status> {
+        let Some(shown) = metadata.get(protocol::SESSION) else { return Ok(false) };
+        let (shown, expected) = (shown.as_encoded_bytes(), self.session_key.as_bytes());
+        let differs = shown.iter().zip(expected).fold(0, |differs, (shown, expected)| differs | (shown ^ expected));
+        if shown.len() == expected.len() && differs == 0 { Ok(true) } else { Err(nobody()) }
+    }
+
+    fn check_worker(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        if self.is_known(metadata)? { Ok(()) } else { Err(nobody()) }
+    }
+
+    /// Until the worker said its first word, nothing of its job is executed: so whoever asks is the worker.
+    fn check_nothing_runs(&self) -> Result<(), Status> {
+        if self.log.last_sequence() == 0 { Ok(()) } else { Err(nobody()) }
+    }
+
+    /// It may be given again: the worker may not have received it.
     fn give_job(&self) -> Result<Box<protocol::Job>, Status> {
-        let job = if self.log.last_sequence() == 0 { self.job().clone() } else { None };
-        job.ok_or_else(|| {
+        self.job().clone().ok_or_else(|| {
             // The loop may be busy; whoever asks comes again.
             self.events.try_send(Event::JobLost);
             Status::permission_denied("there is no job to be had")

@@ -189,31 +189,6 @@ fn a_launcher_that_was_killed_goes_on_with_its_run() {
 }
 
 #[test]
-fn a_pool_sees_nothing_of_another() {
-    let world = World::new();
-    let other = world.control_plane.pool();
-    // The key of one pool and the token of another.
-    let mut launcher = Command::new(launcher_program());
-    launcher
-        .env_clear()
-        .env("SPACELIFT_TOKEN", &world.pool.token)
-        .env("SPACELIFT_POOL_PRIVATE_KEY", other.private_key());
-    let refused = run::finish(&mut launcher).expect(64);
-    assert!(refused.says("SPACELIFT_POOL_PRIVATE_KEY") && refused.says("does not belong"), "{refused}");
-
-    let foreign = Launcher::start(&launcher_program(), &world.engine, &other, &[]);
-    let own = world.launcher(&[]);
-    world.control_plane.wait_for_worker(None, WorkerStatus::Idle);
-    let run = world.control_plane.begin(&world.stack("mine"), RunType::Task, Some("echo mine"));
-    let finished = world.control_plane.wait_for(run, RunState::Finished);
-    let workers = world.control_plane.client.workers().unwrap();
-    let worker = workers.iter().find(|worker| worker.id == finished.stages[0].worker).unwrap();
-    assert_eq!(worker.pool, world.pool.id);
-    assert_eq!(own.finish(), Some(0));
-    assert_eq!(foreign.finish(), Some(0));
-}
-
-#[test]
 fn a_host_is_checked_without_a_run() {
     let mut world = World::new();
     let check = |world: &World, broker: bool| {

@@ -89,3 +89,19 @@ pub fn find(directory: &Path, bytes: &[u8]) -> Vec<PathBuf> {
     }
     found
 }
+
+/// The files of this name below a directory, whatever their kind. Links are not followed.
+///
+/// # Panics
+/// Something cannot be read.
+pub fn named(directory: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for path in entries(directory) {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(named(&path, name));
+        } else if path.file_name().is_some_and(|file| file == name) {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, waitpid,
+    DumpableBehavior, Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper,
+    set_dumpable_behavior, waitpid,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -74,6 +75,15 @@ impl Drop for Awaited {
 /// As the operating system says.
 pub fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// Keeps processes of the same user from reading this one's memory: the job's secrets are in it before they are masked, and what
+/// the launcher knows the worker by.
+///
+/// # Errors
+/// As the operating system says.
+pub fn hide_memory() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Ends everything that descends from this process.

@@ -25,7 +25,7 @@ use spacelift_worker::init::{self, Children};
 use spacelift_worker::protocol;
 use spacelift_worker::protocol::from_worker::Body;
 use spacelift_worker::run::{self, Place};
-use spacelift_worker::session::{self, Connection, Outbox};
+use spacelift_worker::session::{self, Connection, Launcher, Outbox};
 use spacelift_worker::stop::{SIGNAL_GRACE, Stopper};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -124,12 +124,13 @@ async fn converse(place: Place) -> Result<(), Failure> {
     let stops = stopper.stops();
     let signals = watch_signals(stopper.another())?;
     init::adopt_orphans()?;
+    init::hide_memory()?;
     let children = Children::default();
     let reaper = tokio::spawn(children.clone().reap());
     let outbox = Arc::new(Outbox::default());
     let (sender, job) = oneshot::channel();
-    let connection =
-        Connection { socket: place.socket.clone(), outbox: Arc::clone(&outbox), stopper, job: Some(sender) };
+    let launcher = Launcher { socket: place.socket.clone(), session: String::new() };
+    let connection = Connection { launcher, outbox: Arc::clone(&outbox), stopper, job: Some(sender) };
     let doing = async {
         // The connection has the other end as long as it lives.
         let Ok(job) = job.await else { return std::future::pending().await };

@@ -3,6 +3,9 @@
 //! The launcher listens at [`SOCKET`] as the container sees it; the worker connects. Messages are Protocol Buffers, so a
 //! newer peer may add fields. What is secret is only ever in here: not in the container's environment, arguments or labels.
 //!
+//! Every call but the first one shows the [`Job`]'s `session` in the header [`SESSION`]: the job's own processes see the socket
+//! too, and are nobody.
+//!
 //! - `Session`: one stream in each direction for as long as the worker lives. The worker begins with [`Hello`], the launcher
 //!   answers with [`Welcome`]. Everything else that the worker says has a sequence number, from 1 on without gaps. The
 //!   launcher acknowledges what it has on disk, and the worker keeps what is not acknowledged. When the connection breaks, the
@@ -32,6 +35,8 @@ pub const VERSION: u32 = 1;
 pub const WORKER: &str = "/mnt/spacelift/spacelift-worker";
 /// The launcher's socket in the container.
 pub const SOCKET: &str = "/mnt/spacelift/socket/launcher.sock";
+/// The header of calls that shows that the worker makes them.
+pub const SESSION: &str = "x-spacelift-session";
 /// The workspace in the container.
 pub const WORKSPACE: &str = "/mnt/workspace";
 /// Bytes of a message. Only a [`Job`] with its files comes near.
@@ -262,6 +267,9 @@ pub struct Job {
     /// `proposed`, `tracked`, `task`, `testing` or `destroy`.
     #[prost(string, tag = "20")]
     pub run_type: String,
+    /// What the worker shows in the header [`SESSION`] from now on, and never gives away: visible ASCII.
+    #[prost(string, tag = "21")]
+    pub session: String,
 }
 
 // Variables and files hold secrets.

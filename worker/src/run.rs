@@ -19,7 +19,7 @@ use crate::init::Children;
 use crate::log::Log;
 use crate::masking::{Masker, Secrets};
 use crate::protocol::{Changes, Hooks, Job, Outcome, Phase, Result as Ended, Stage, Tool, Upload, Workflow};
-use crate::session::Outbox;
+use crate::session::{Launcher, Outbox};
 use crate::shell::{SHELL, Script, Word};
 use crate::stop::Stops;
 use crate::transfer;
@@ -72,11 +72,12 @@ struct Run {
     /// As the phases left it.
     environment: Environment,
     changes: Option<Changes>,
+    outbox: Arc<Outbox>,
 }
 
 /// Does a job. Whatever happens, it has an outcome.
 pub async fn execute(job: Box<Job>, place: Place, outbox: Arc<Outbox>, stops: Stops, children: Children) -> Outcome {
-    let log = Log::new(Masker::new(Secrets::default()), outbox);
+    let log = Log::new(Masker::new(Secrets::default()), Arc::clone(&outbox));
     let hooks = job.hooks.clone().unwrap_or_default();
     let workflow = job.workflow.clone().unwrap_or_default();
     let mut run = Run {
@@ -89,6 +90,7 @@ pub async fn execute(job: Box<Job>, place: Place, outbox: Arc<Outbox>, stops: St
         changes: None,
         job,
         place,
+        outbox,
     };
     let mut result = run.phases().await;
     // An order that came just now is not one to end `after_run`.
@@ -113,8 +115,15 @@ pub async fn execute(job: Box<Job>, place: Place, outbox: Arc<Outbox>, stops: St
 }
 
 impl Run {
+    fn launcher(&self) -> Launcher {
+        Launcher { socket: self.place.socket.clone(), session: self.job.session.clone() }
+    }
+
     async fn phases(&mut self) -> Result<(), Failure> {
         self.executor.log.phase(Phase::Preparing).await;
+        // Once the launcher has heard that, it gives the job to nobody else: nothing of the job may be executed before.
+        let outbox = Arc::clone(&self.outbox);
+        self.unless_stopped(outbox.empty()).await?;
         // A job without a shell cannot even say why it failed.
         if !Path::new(SHELL).exists() {
             return Err(Failure::Unable(format!(
@@ -312,8 +321,7 @@ impl Run {
         let produce = move |out: &mut dyn io::Write| {
             out.write_all(&outputs).map_err(|source| archive::Error::Io { context: String::new(), source })
         };
-        let socket = self.place.socket.clone();
-        self.unless_stopped(transfer::upload(socket, Upload::Outputs, produce))
+        self.unless_stopped(transfer::upload(self.launcher(), Upload::Outputs, produce))
             .await?
             .map_err(|error| Failure::Failed(format!("the outputs cannot be uploaded: {error}")))
     }
@@ -322,8 +330,7 @@ impl Run {
         self.carry()?;
         let directory = self.place.workspace.clone();
         let produce = move |out: &mut dyn io::Write| archive::pack(&directory, &[OsStr::new(PRIVATE)], out);
-        let socket = self.place.socket.clone();
-        let kept = self.unless_stopped(transfer::upload(socket, Upload::Workspace, produce)).await?;
+        let kept = self.unless_stopped(transfer::upload(self.launcher(), Upload::Workspace, produce)).await?;
         let skipped = kept.map_err(|error| Failure::Failed(format!("the workspace cannot be kept: {error}")))?;
         for path in skipped {
             let note =

@@ -4,6 +4,7 @@
 //! over as many connections as it takes. Nobody else has to know that a connection can break.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,11 +15,15 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
 
 use crate::protocol::service::launcher_client::LauncherClient;
 use crate::protocol::{
-    FromWorker, Hello, Job, MAXIMUM_MESSAGE, MAXIMUM_UNACKNOWLEDGED, VERSION, from_worker, to_worker,
+    FromWorker, Hello, Job, MAXIMUM_MESSAGE, MAXIMUM_UNACKNOWLEDGED, SESSION, VERSION, from_worker, to_worker,
 };
 use crate::stop::Stopper;
 
@@ -130,27 +135,68 @@ impl Outbox {
     }
 }
 
-/// A client of the launcher's service, with a connection of its own.
-///
-/// # Errors
-/// When nobody listens there.
-pub async fn client(socket: PathBuf) -> Result<LauncherClient<Channel>, tonic::transport::Error> {
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-    });
-    // The address is needed for form's sake: the connector knows where to go.
-    let channel = Endpoint::from_static("http://launcher").connect_with_connector(connector).await?;
-    Ok(LauncherClient::new(channel)
-        .max_decoding_message_size(MAXIMUM_MESSAGE)
-        .max_encoding_message_size(MAXIMUM_MESSAGE))
+/// A client of the launcher's service.
+pub type Client = LauncherClient<InterceptedService<Channel, Proof>>;
+
+/// Where the launcher is, and what shows it that the worker speaks.
+#[derive(Clone)]
+pub struct Launcher {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The job's `session`; empty as long as there is no job.
+    pub session: String,
+}
+
+impl fmt::Debug for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Launcher").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Launcher {
+    /// A client with a connection of its own.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub async fn client(&self) -> Result<Client, tonic::transport::Error> {
+        let socket = self.socket.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        });
+        // The address is needed for form's sake: the connector knows where to go.
+        let channel = Endpoint::from_static("http://launcher").connect_with_connector(connector).await?;
+        let proof = self.session.parse().ok().filter(|_| !self.session.is_empty());
+        Ok(LauncherClient::with_interceptor(channel, Proof(proof))
+            .max_decoding_message_size(MAXIMUM_MESSAGE)
+            .max_encoding_message_size(MAXIMUM_MESSAGE))
+    }
+}
+
+/// Puts the header [`SESSION`] on each call.
+#[derive(Clone)]
+pub struct Proof(Option<AsciiMetadataValue>);
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof")
+    }
+}
+
+impl Interceptor for Proof {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(proof) = &self.0 {
+            request.metadata_mut().insert(SESSION, proof.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Carries the outbox to the launcher, and the launcher's orders to the worker.
 #[derive(Debug)]
 pub struct Connection {
-    /// Where the launcher listens.
-    pub socket: PathBuf,
+    /// The launcher.
+    pub launcher: Launcher,
     /// What is to be said.
     pub outbox: Arc<Outbox>,
     /// Hears of [`crate::protocol::Stop`].
@@ -177,7 +223,7 @@ impl Connection {
                 (away_since, back_off) = (Instant::now(), BACK_OFF.0);
             }
             if away_since.elapsed() > MAXIMUM_ABSENCE {
-                return Error::Absent { path: self.socket, last };
+                return Error::Absent { path: self.launcher.socket, last };
             }
             sleep(back_off).await;
             back_off = (back_off * 2).min(BACK_OFF.1);
@@ -196,7 +242,7 @@ impl Connection {
         // There is room: it is the first.
         let _ = sender.send(hello).await;
         let begin = async {
-            let mut client = client(self.socket.clone()).await.map_err(|error| describe(&error))?;
+            let mut client = self.launcher.client().await.map_err(|error| describe(&error))?;
             let mut incoming =
                 client.session(ReceiverStream::new(receiver)).await.map_err(|status| describe(&status))?.into_inner();
             let first = incoming.message().await.map_err(|status| describe(&status))?;
@@ -214,8 +260,11 @@ impl Connection {
         self.outbox.acknowledge(welcome.acknowledged)?;
         if let Some(waiting) = self.job.take() {
             match welcome.job {
-                // Whoever waited for it is gone only when the worker ends.
-                Some(job) => drop(waiting.send(job)),
+                Some(job) => {
+                    self.launcher.session.clone_from(&job.session);
+                    // Whoever waited for it is gone only when the worker ends.
+                    let _ = waiting.send(job);
+                }
                 None => {
                     self.job = Some(waiting);
                     return Ok("the launcher has no job for this worker".into());

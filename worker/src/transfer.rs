@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use crate::archive;
 use crate::protocol::{Download, DownloadRequest, MAXIMUM_PART, Upload, UploadPart};
-use crate::session::client;
+use crate::session::Launcher;
 
 /// A launcher that is being restarted is back long before.
 const MAXIMUM_ABSENCE: Duration = Duration::from_secs(15 * 60);
@@ -77,7 +77,7 @@ fn classified(status: &Status) -> Attempt {
 /// # Errors
 /// When the launcher has none, or it cannot be unpacked.
 pub async fn download(
-    socket: PathBuf,
+    launcher: Launcher,
     what: Download,
     into: PathBuf,
     clear: impl Fn() -> io::Result<()>,
@@ -90,7 +90,7 @@ pub async fn download(
                 Attempt::Failed(archive::Error::Io { context, source }.into())
             })?;
         }
-        let mut client = client(socket.clone()).await.map_err(|error| Attempt::Broken(error.to_string()))?;
+        let mut client = launcher.client().await.map_err(|error| Attempt::Broken(error.to_string()))?;
         let request = DownloadRequest { what: what.into() };
         let mut stream = client.download(request).await.map_err(|status| classified(&status))?.into_inner();
         let (sender, receiver) = mpsc::channel(PARTS);
@@ -148,13 +148,13 @@ impl Read for Parts {
 ///
 /// # Errors
 /// When it cannot be produced, or the launcher refuses it.
-pub async fn upload<T, P>(socket: PathBuf, what: Upload, produce: P) -> Result<T, Error>
+pub async fn upload<T, P>(launcher: Launcher, what: Upload, produce: P) -> Result<T, Error>
 where
     T: Send + 'static,
     P: Fn(&mut dyn Write) -> Result<T, archive::Error> + Clone + Send + 'static,
 {
     persistently(async || {
-        let mut client = client(socket.clone()).await.map_err(|error| Attempt::Broken(error.to_string()))?;
+        let mut client = launcher.client().await.map_err(|error| Attempt::Broken(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(PARTS);
         let produce = produce.clone();
         let producing = spawn_blocking(move || {

@@ -29,7 +29,7 @@ The tests use real verifiers, container tools and emulators. A missing one is a 
 ";
 
 /// Programs that tests run, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 24] = [
+const PROGRAMS: [(&str, &str); 26] = [
     // The verifiers that customers use.
     ("gpg", "gnupg"),
     ("gpg-agent", "gnupg"),
@@ -49,6 +49,9 @@ const PROGRAMS: [(&str, &str); 24] = [
     ("age", "age"),
     // The broker between launcher and control plane.
     ("mosquitto", "mosquitto"),
+    // Stock clients, to try what the broker keeps apart.
+    ("mosquitto_pub", "mosquitto-clients"),
+    ("mosquitto_sub", "mosquitto-clients"),
     ("curl", "curl"),
     // Namespaces, and sessions of their own for processes that outlive their parents.
     ("unshare", "util-linux"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use launcher_wire::api::{Job, Outcome};
 use launcher_wire::id::WorkerId;
 use serde_json::{Value, json};
-use spacelift_worker::protocol::SOCKET;
+use spacelift_worker::protocol::{self, SOCKET};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Host, LABEL_ASSIGNMENT, LABEL_POOL, LABEL_RUN, LABEL_WORKER, exit_of};
@@ -122,8 +122,11 @@ impl Preparation {
         let socket_directory = self.directory.join("socket");
         slot::shared_directory(&socket_directory).map_err(unable)?;
         let ids = Ids { run: job.run, assignment: job.assignment };
+        let session = slot::new_session(&self.directory).map_err(unable)?;
+        let for_worker = protocol::Job { session: session.clone(), ..for_worker };
         let server = WorkerServer::start(worker_server::Settings {
             socket,
+            session,
             job: Some(for_worker),
             directory: self.directory.clone(),
             said: slot::Said::default(),

@@ -176,14 +176,14 @@ impl Run {
     }
 
     async fn download(&mut self, what: Download) -> Result<(), Failure> {
-        let (socket, workspace) = (self.place.socket.clone(), self.place.workspace.clone());
+        let workspace = self.place.workspace.clone();
         let name = if what == Download::Source { "source" } else { "workspace" };
         let into = if what == Download::Source { workspace.join("source") } else { workspace };
         let clear = {
             let into = into.clone();
             move || empty(&into)
         };
-        self.unless_stopped(transfer::download(socket, what, into, clear))
+        self.unless_stopped(transfer::download(self.launcher(), what, into, clear))
             .await?
             .map_err(|error| unable(format!("the {name} cannot be unpacked: {error}")))
     }
