@@ -248,6 +248,25 @@ fn a_file_that_may_not_be_read_is_replaced() {
     assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o755);
 }
 
+/// An emptyDir of Kubernetes.
+#[test]
+fn a_new_volume_that_everyone_may_change_is_closed_and_used() {
+    let host = tempfile::tempdir().unwrap();
+    let scene = |before: &str| {
+        format!(
+            "mount -t tmpfs -o mode=777 tmpfs \"$2\"; {before}; \"$1\" extract-worker --dir \"$2\"; code=$?; \
+             stat --format=mode=%a \"$2\"; exit $code"
+        )
+    };
+    let namespace = ["unshare", "--mount", "--map-root-user"];
+    let output = extract_in(&scene("true"), &namespace, host.path());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).ends_with("mode=755\n"), "{}", text(&output.stdout));
+    // Whoever was there first could have left anything.
+    let output = extract_in(&scene("touch \"$2/file\""), &namespace, host.path());
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(77), "mode=777\n"));
+}
+
 #[test]
 fn a_directory_that_others_may_change_is_refused_with_its_own_exit_code() {
     let host = tempfile::tempdir().unwrap();

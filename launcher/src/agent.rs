@@ -92,6 +92,8 @@ pub async fn start(config: Config) -> Result<(), Error> {
         tracing::warn!("{warning}");
     }
     let config = Arc::new(config);
+    // Whether the directory is fit for it shows now, not at the first run.
+    embedded.ready(&config.directory)?;
     let slot = Slot::take(&config.directory, config.token.pool)?;
     let engine = Engine::connect(config.docker_host.as_deref()).await?;
     engine.ping().await?;

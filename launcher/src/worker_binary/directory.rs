@@ -44,6 +44,34 @@ pub(super) fn is_trusted_owner(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
+/// Takes others' right to write away from a volume that is empty and this user's own. Orchestrators make such volumes writable
+/// for everyone (an emptyDir of Kubernetes), because they do not know who will use them.
+fn close_new_volume(path: &Path) -> Result<(), Error> {
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+    };
+    // What cannot be opened here is not such a volume, and is judged by whoever opens it in earnest.
+    let Some(Ok(above)) = path.parent().map(open) else { return Ok(()) };
+    let Ok(volume) = open(path) else { return Ok(()) };
+    let look = |fd: &OwnedFd| rustix::fs::fstat(fd).map_err(|error| failed("look at", path, error));
+    let (above, Stat { st_uid, st_mode, st_dev, .. }) = (look(&above)?, look(&volume)?);
+    let is_own_volume = st_uid == rustix::process::geteuid().as_raw() && st_dev != above.st_dev;
+    if !is_own_volume || judge(true, st_uid, st_mode).is_ok() || !is_empty(&volume) {
+        return Ok(());
+    }
+    let mode = Mode::from_raw_mode(st_mode & 0o755);
+    // What somebody made in between is there still, and is judged like everything else.
+    rustix::fs::fchmod(&volume, mode).map_err(|error| failed("set the mode of", path, error))
+}
+
+fn is_empty(directory: &OwnedFd) -> bool {
+    Dir::read_from(directory).is_ok_and(|entries| {
+        // The last one is what file systems of volumes come with.
+        entries.flatten().all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".." | b"lost+found"))
+    })
+}
+
 /// Whether others could exchange what is in a directory of this owner and mode.
 fn judge(owner_is_trusted: bool, owner: u32, mode: u32) -> Result<(), Untrusted> {
     const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -63,6 +91,9 @@ impl Directory {
     /// everything after that goes by the path without links.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let (existing, missing) = resolve(path)?;
+        if missing.is_empty() {
+            close_new_volume(&existing)?;
+        }
         let root = Path::new("/");
         let fd = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| failed("open", root, error))?;
