@@ -50,7 +50,8 @@ pub fn run_type(run_type: RunType) -> &'static str {
 /// The image that a job's container is made of.
 #[must_use]
 pub fn image<'a>(job: &'a Job, config: &'a Config) -> &'a str {
-    job.image.as_deref().filter(|image| !image.is_empty()).unwrap_or(&config.default_image)
+    let default = if job.tool == api::Tool::Ansible { &config.default_ansible_image } else { &config.default_image };
+    job.image.as_deref().filter(|image| !image.is_empty()).unwrap_or(default)
 }
 
 /// What the worker is told.
@@ -99,7 +100,7 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         tool: match job.tool {
             api::Tool::Terraform => protocol::Tool::Terraform,
             api::Tool::OpenTofu => protocol::Tool::OpenTofu,
-            api::Tool::Custom => protocol::Tool::Custom,
+            api::Tool::Ansible | api::Tool::Custom => protocol::Tool::Custom,
         }
         .into(),
         command: job.command.clone(),

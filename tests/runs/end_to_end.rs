@@ -68,6 +68,30 @@ fn a_tracked_run_is_planned_here_and_applied_there() {
 }
 
 #[test]
+fn a_workspace_that_was_changed_is_not_applied() {
+    let world = World::new();
+    let control_plane = &world.control_plane;
+    let launcher = world.launcher(&[]);
+    let stack = world.stack("changed");
+    let run = control_plane.begin(&stack, RunType::Tracked, None);
+    control_plane.wait_for(run, RunState::Unconfirmed);
+    let workspace = control_plane.store.object(&format!("{}/{run}/workspace", world.pool.id));
+    let mut bytes = fs::read(&workspace).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&workspace, bytes).unwrap();
+    control_plane.client.confirm(run).unwrap();
+    let failed = control_plane.wait_for(run, RunState::Failed);
+    let report = failed.stages.last().unwrap().report.clone().unwrap();
+    assert!(report.message.contains("workspace") && report.message.contains("changed"), "{report:?}");
+    let log = String::from_utf8(control_plane.log(run)).unwrap();
+    assert!(log.contains("the plan") && !log.contains("the apply"), "{log}");
+    // The agent is as it was.
+    let next = control_plane.begin(&stack, RunType::Task, Some("echo next"));
+    control_plane.wait_for(next, RunState::Finished);
+    assert_eq!(launcher.finish(), Some(0));
+}
+
+#[test]
 fn nothing_of_a_run_is_told_to_whoever_looks_at_its_container() {
     let world = World::new();
     let launcher = world.launcher(&[("PLANTED", "planted-by-the-host"), ("SPACELIFT_MASK_ENVS", "PLANTED")]);

@@ -127,9 +127,29 @@ fn a_private_vcs_is_where_the_host_says() {
 #[test]
 fn stacks_without_an_image_have_the_launchers() {
     let world = World::new();
-    let launcher = world.launcher(&[("SPACELIFT_DEFAULT_RUNNER_IMAGE", &world.image)]);
-    let mut stack = world.stack("default");
-    stack.image = None;
-    assert!(task(&world, &stack, "echo there").contains("there\n"));
+    for (tool, variable) in
+        [(Tool::Custom, "SPACELIFT_DEFAULT_RUNNER_IMAGE"), (Tool::Ansible, "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE")]
+    {
+        let launcher = world.launcher(&[(variable, &world.image)]);
+        let mut stack = world.stack(variable.rsplit('_').nth(2).unwrap().to_lowercase().as_str());
+        stack.tool = tool;
+        stack.image = None;
+        assert!(task(&world, &stack, "echo there").contains("there\n"));
+        assert_eq!(launcher.finish(), Some(0));
+    }
+}
+
+#[test]
+fn proxies_of_the_host_are_for_its_runs_too() {
+    let world = World::new();
+    let launcher = world.launcher(&[
+        ("HTTP_PROXY", "http://user:open-sesame@proxy.test:3128"),
+        ("HTTPS_PROXY", "http://other.test:3128"),
+        ("NO_PROXY", "localhost,127.0.0.1,.internal"),
+    ]);
+    let log = task(&world, &world.stack("proxies"), "for name in HTTP HTTPS NO; do env | grep ^${name}_PROXY=; done");
+    let expected = "HTTPS_PROXY=http://other.test:3128\nNO_PROXY=localhost,127.0.0.1,.internal\n";
+    assert!(log.contains("@proxy.test:3128\n") && log.contains(expected), "{log}");
+    assert!(!log.contains("open-sesame") && !launcher.log().contains("open-sesame"), "{log}");
     assert_eq!(launcher.finish(), Some(0));
 }

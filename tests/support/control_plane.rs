@@ -274,9 +274,10 @@ pub fn runner_image_with(engine: &Engine, programs: &[&str]) -> String {
         // By another process: what this one writes cannot be executed while it forks.
         succeed(run::tool("cp").arg(run::find(program)).arg(root.path().join("bin")));
     }
-    for name in
-        ["sh", "cat", "echo", "env", "id", "ls", "mkdir", "sleep", "stat", "touch", "true", "false", "date", "ps"]
-    {
+    for name in [
+        "sh", "cat", "echo", "env", "grep", "head", "id", "ls", "mkdir", "sleep", "stat", "touch", "true", "false",
+        "date", "ps",
+    ] {
         std::os::unix::fs::symlink("busybox", root.path().join("bin").join(name)).unwrap();
     }
     engine.import(root.path(), "runner");

@@ -204,6 +204,8 @@ pub enum Tool {
     Terraform,
     /// The program `tofu`.
     OpenTofu,
+    /// Ansible: the commands of a workflow, in a runner image that has it.
+    Ansible,
     /// The commands of a workflow.
     Custom,
 }
