@@ -116,6 +116,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
         done: false,
     };
     let recovered = agent.recover().await?;
+    agent.remove_orphans().await;
     agent.perform(recovered).await;
 
     tracing::info!(%pool, %worker, "registering with {}", config.token.api);
@@ -496,6 +497,25 @@ impl Agent {
         let (state, actions) = run::recovered(self.state.clone(), ids, stage, found);
         self.state = state;
         Ok(actions)
+    }
+
+    /// Removes containers of this worker that its journal knows nothing of. Nobody else makes containers in its name, so nobody
+    /// is just about to.
+    async fn remove_orphans(&self) {
+        let own = self.present.as_ref().map(Present::container);
+        let found = match self.host.engine.list(&format!("{LABEL_WORKER}={}", self.slot.worker())).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for containers that were left behind");
+                return;
+            }
+        };
+        for orphan in found.into_iter().filter(|container| Some(&container.name) != own.as_ref()) {
+            tracing::warn!(container = orphan.name, "removing a container that was left behind");
+            if let Err(error) = self.host.engine.remove(&orphan.id).await {
+                tracing::warn!(container = orphan.name, %error, "cannot remove the container");
+            }
+        }
     }
 
     async fn find(&self, present: &mut Present) -> Result<Found, Error> {

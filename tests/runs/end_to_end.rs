@@ -213,6 +213,28 @@ fn a_launcher_that_was_killed_goes_on_with_its_run() {
 }
 
 #[test]
+fn containers_that_were_left_behind_are_removed_by_whoever_they_belong_to() {
+    let world = World::new();
+    let launcher = world.launcher(&[]);
+    world.control_plane.wait_for_worker(None, WorkerStatus::Idle);
+    let worker = world.control_plane.client.workers().unwrap()[0].id;
+    let killed = launcher.kill();
+    let leave = |worker: &str| {
+        let mut docker = world.engine.docker();
+        docker.args(["run", "--detach", "--network=none", "--label", &format!("io.spacelift.worker={worker}")]);
+        succeed(docker.args([&world.image, "sleep", "600"])).trim().to_owned()
+    };
+    let (_own, foreign) = (leave(&worker.to_string()), leave("01ARZ3NDEKTSV4RRFFQ69G5FAV"));
+    let again = killed.start_again(&launcher_program());
+    world.control_plane.wait_for_worker(Some(worker), WorkerStatus::Idle);
+    let run = world.control_plane.begin(&world.stack("after"), RunType::Task, Some("true"));
+    world.control_plane.wait_for(run, RunState::Finished);
+    assert_eq!(world.containers(), [foreign]);
+    assert!(again.log().contains("left behind"), "{}", again.log());
+    assert_eq!(again.finish(), Some(0));
+}
+
+#[test]
 fn a_host_is_checked_without_a_run() {
     let mut world = World::new();
     let check = |world: &World, broker: bool| {
