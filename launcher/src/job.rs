@@ -141,11 +141,23 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
     })
 }
 
-/// The password in a proxy's address, as it stands there and as it is meant.
+/// What must not be shown of a job.
+#[must_use]
+pub fn secrets(job: &protocol::Job) -> Vec<String> {
+    let is_secret = |variable: &&protocol::Variable| variable.secret || job.mask.contains(&variable.name);
+    let values = job.environment.iter().filter(is_secret).map(|variable| variable.value.clone());
+    let files = job.files.iter().filter(|file| file.secret).map(|file| String::from_utf8_lossy(&file.contents).into());
+    let of_source = job.git.iter().flat_map(|git| passwords(&git.url));
+    values.chain(files).chain(job.mask_values.iter().cloned()).chain(of_source).collect()
+}
+
+/// The password in an address, or the token in the place of a user, as it stands there and as it is meant.
 fn passwords(address: &str) -> Vec<String> {
     let Ok(url) = reqwest::Url::parse(address) else { return vec![] };
-    let Some(password) = url.password() else { return vec![] };
-    vec![password.to_owned(), crate::network::unescaped(password)]
+    // `git` is what everybody is called who has a key.
+    let token = Some(url.username()).filter(|user| !user.is_empty() && *user != "git");
+    let Some(secret) = url.password().or(token) else { return vec![] };
+    vec![secret.to_owned(), crate::network::unescaped(secret)]
 }
 
 fn stage(stage: api::Stage) -> protocol::Stage {

@@ -180,15 +180,22 @@ fn a_policy_decides_before_there_is_a_container() {
     let policy = world.engine.path().join("policy.rego");
     fs::write(
         &policy,
-        "package spacelift\n\ndeny[\"no tasks that rm\"] { contains(input.static_run_environment.command, \"rm\") }\n",
+        "package spacelift\n\nsample { true }\n\n\
+         deny[reason] { contains(input.static_run_environment.command, \"rm\"); \
+         reason := sprintf(\"no tasks that rm: %s\", [input.static_run_environment.command]) }\n",
     )
     .unwrap();
     let launcher = world.launcher(&[("SPACELIFT_LAUNCHER_RUN_INITIALIZATION_POLICY", policy.to_str().unwrap())]);
-    let run = world.control_plane.begin(&world.stack("policy"), RunType::Task, Some("rm -rf /"));
+    let mut stack = world.stack("policy");
+    stack.environment = vec![Variable { name: "PASSWORD".to_owned(), value: SECRET.to_owned(), secret: true }];
+    // Somebody wrote the secret where it does not belong.
+    let run = world.control_plane.begin(&stack, RunType::Task, Some(&format!("rm -rf {SECRET}")));
     let ended = world.control_plane.wait_for(run, RunState::Failed);
     assert_eq!(ended.stages.last().unwrap().report.clone().unwrap().outcome, Outcome::Denied);
     let log = String::from_utf8(world.control_plane.log(run)).unwrap();
-    assert!(log.contains("no tasks that rm"), "{log}");
+    assert!(log.contains("no tasks that rm: rm -rf ***") && log.contains("denies the run with this input"), "{log}");
+    let message = ended.stages.last().unwrap().report.clone().unwrap().message;
+    assert!(!log.contains(SECRET) && !message.contains(SECRET), "{message}\n{log}");
     let run = world.control_plane.begin(&world.stack("policy"), RunType::Task, Some("echo fine"));
     world.control_plane.wait_for(run, RunState::Finished);
     assert_eq!(launcher.finish(), Some(0));

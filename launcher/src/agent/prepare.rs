@@ -8,6 +8,7 @@ use std::time::Duration;
 use launcher_wire::api::{Job, Outcome};
 use launcher_wire::id::WorkerId;
 use serde_json::{Value, json};
+use spacelift_worker::masking::{Masker, Secrets, TooMany};
 use spacelift_worker::protocol::{self, SOCKET};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -103,8 +104,8 @@ impl Preparation {
                 job.run
             ))
             .await;
-        self.ask_policy(image).await?;
         let for_worker = job::for_worker(job, config).map_err(unable)?;
+        self.ask_policy(image, &job::secrets(&for_worker)).await?;
         self.pull(image).await?;
 
         let embedded = host.embedded;
@@ -188,27 +189,48 @@ impl Preparation {
         pulled.map_err(unable)
     }
 
-    async fn ask_policy(&self, image: &str) -> Result<(), End> {
+    /// What a policy says can repeat what it was given, or what a command of it printed: `secrets` are not in what is shown.
+    async fn ask_policy(&self, image: &str, secrets: &[String]) -> Result<(), End> {
         let Some(policy) = &self.host.config.policy else { return Ok(()) };
         let denied = |message| End { outcome: Outcome::Denied, message, changes: None };
         let input = policy_input(&self.job, image, &self.host.config.mask).map_err(denied)?;
         let (policy, question) = (policy.clone(), input.clone());
         // It may execute commands, and waits for them.
         let decision = tokio::task::spawn_blocking(move || policy.evaluate(question)).await.map_err(unable)?;
+        let deny: Vec<String> = decision.deny.iter().map(|reason| masked(reason, secrets)).collect();
         if decision.sampled {
-            let decided = if decision.deny.is_empty() { "allows" } else { "denies" };
+            let decided = if deny.is_empty() { "allows" } else { "denies" };
+            let input = masked(&input.to_string(), secrets);
             self.log.line(format!("The initialization policy {decided} the run with this input: {input}")).await;
         }
-        if decision.deny.is_empty() {
+        if deny.is_empty() {
             self.log.line("The initialization policy allows the run.".to_owned()).await;
             return Ok(());
         }
-        for reason in &decision.deny {
+        for reason in &deny {
             self.log.line(format!("The initialization policy denies the run: {reason}")).await;
         }
-        let message = format!("the initialization policy denied it: {}", decision.deny.join("; "));
+        let message = format!("the initialization policy denied it: {}", deny.join("; "));
         Err(denied(message))
     }
+}
+
+/// A text without the secrets that are in it.
+fn masked(text: &str, secrets: &[String]) -> String {
+    let masked = || {
+        let mut set = Secrets::default();
+        for secret in secrets {
+            set.add(secret.as_bytes())?;
+            // As it is in JSON.
+            let quoted = Value::from(secret.as_str()).to_string();
+            set.add(quoted.trim_matches('"').as_bytes())?;
+        }
+        let (mut masker, mut out) = (Masker::new(set), Vec::new());
+        masker.write(text.as_bytes(), &mut out)?;
+        masker.flush(&mut out)?;
+        Ok::<_, TooMany>(String::from_utf8_lossy(&out).into_owned())
+    };
+    masked().unwrap_or_else(|_| "(not shown: the run has too many secrets to look for)".to_owned())
 }
 
 /// What a policy decides on: what the control plane says of the run, and what the launcher is about to do. Where the two
