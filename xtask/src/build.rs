@@ -117,10 +117,16 @@ impl Builder<'_> {
         }
         let home = cargo_home()?;
         let remaps = self.remaps(&home)?;
+        let mut flags = rust_flags(&remaps);
+        if self.toolchain.build_std_flags().is_empty() {
+            // Nothing unwinds: panics abort, and a backtrace without symbols tells nobody anything. Without the tables for it
+            // a launcher is a tenth smaller. A library that is built along decides for itself.
+            flags.push("-Cforce-unwind-tables=no".into());
+        }
         cargo
             .env("CARGO", &compiler.cargo)
             .env("RUSTC", &compiler.rustc)
-            .env("CARGO_ENCODED_RUSTFLAGS", encoded(&rust_flags(&remaps)))
+            .env("CARGO_ENCODED_RUSTFLAGS", encoded(&flags))
             .env(format!("CFLAGS_{}", target.triple().replace('-', "_")), c_flags(target, &remaps))
             // Without it the cc crate splits flags at every blank, and paths may contain one.
             .env("CC_SHELL_ESCAPED_FLAGS", "1")
@@ -207,13 +213,7 @@ impl Builder<'_> {
 
 fn rust_flags(remaps: &[(PathBuf, String)]) -> Vec<OsString> {
     // zig brings the C runtime's start files, not rustc; and without a static relocation model linkers make a dynamic PIE.
-    // Nothing unwinds: panics abort, and a backtrace without symbols tells nobody anything. Without the tables for it a
-    // launcher is a tenth smaller.
-    let mut flags = vec![
-        OsString::from("-Clink-self-contained=no"),
-        "-Crelocation-model=static".into(),
-        "-Cforce-unwind-tables=no".into(),
-    ];
+    let mut flags = vec![OsString::from("-Clink-self-contained=no"), "-Crelocation-model=static".into()];
     for (from, to) in remaps {
         let mut flag = OsString::from("--remap-path-prefix=");
         flag.push(from);
