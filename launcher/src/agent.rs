@@ -92,8 +92,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
         tracing::warn!("{warning}");
     }
     let config = Arc::new(config);
-    // Whether the directory is fit for it shows now, not at the first run.
-    embedded.ready(&config.directory)?;
+    worker_binary::close_new_volume(&config.directory)?;
     let slot = Slot::take(&config.directory, config.token.pool)?;
     let engine = Engine::connect(config.docker_host.as_deref()).await?;
     engine.ping().await?;
@@ -116,8 +115,14 @@ pub async fn start(config: Config) -> Result<(), Error> {
         done: false,
     };
     let recovered = agent.recover().await?;
-    agent.remove_orphans().await;
+    match embedded.ready(&config.directory) {
+        // Whether the directory is fit for it shows now, not at the first run. What runs has its worker already.
+        Err(error) if agent.present.is_none() => return Err(error.into()),
+        Err(error) => tracing::error!(%error, "no other run can begin"),
+        Ok(_) => {}
+    }
     agent.perform(recovered).await;
+    agent.remove_orphans().await;
 
     tracing::info!(%pool, %worker, "registering with {}", config.token.api);
     let registration = Registration {
@@ -503,17 +508,17 @@ impl Agent {
     /// is just about to.
     async fn remove_orphans(&self) {
         let own = self.present.as_ref().map(Present::container);
-        let found = match self.host.engine.list(&format!("{LABEL_WORKER}={}", self.slot.worker())).await {
+        let found = match self.host.engine.names(&format!("{LABEL_WORKER}={}", self.slot.worker())).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for containers that were left behind");
                 return;
             }
         };
-        for orphan in found.into_iter().filter(|container| Some(&container.name) != own.as_ref()) {
-            tracing::warn!(container = orphan.name, "removing a container that was left behind");
-            if let Err(error) = self.host.engine.remove(&orphan.id).await {
-                tracing::warn!(container = orphan.name, %error, "cannot remove the container");
+        for orphan in found.into_iter().filter(|name| Some(name) != own.as_ref()) {
+            tracing::warn!(container = orphan, "removing a container that was left behind");
+            if let Err(error) = self.host.engine.remove(&orphan).await {
+                tracing::warn!(container = orphan, %error, "cannot remove the container");
             }
         }
     }
@@ -525,10 +530,14 @@ impl Agent {
         let name = present.container();
         let said = slot::Said::kept(&present.directory)?.unwrap_or_default();
         let is_alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
-        if let (true, Ok(log)) = (is_alive, &present.log) {
+        let session = slot::session(&present.directory);
+        if let (true, Err(error)) = (is_alive, &session) {
+            tracing::error!(%error, "cannot go on with the run");
+        }
+        if let (true, Ok(log), Ok(session)) = (is_alive, &present.log, session) {
             let server = WorkerServer::start(worker_server::Settings {
                 socket: prepare::socket(&present.directory),
-                session: slot::session(&present.directory)?,
+                session,
                 job: None,
                 directory: present.directory.clone(),
                 said: said.clone(),

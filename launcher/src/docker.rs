@@ -396,6 +396,18 @@ impl Engine {
         Ok(found)
     }
 
+    /// The names of all containers with this label, also of those that the engine cannot describe.
+    ///
+    /// # Errors
+    /// The engine does not say.
+    pub async fn names(&self, label: &str) -> Result<Vec<String>, Error> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let listed = self.within("list containers", LIMIT, self.docker.list_containers(Some(options))).await?;
+        let names = listed.into_iter().filter_map(|container| container.names.unwrap_or_default().into_iter().next());
+        Ok(names.map(|name| name.trim_start_matches('/').to_owned()).collect())
+    }
+
     /// The last lines that a container itself wrote to its standard output and standard error: for diagnosis, as a run's
     /// log goes another way.
     ///

@@ -132,7 +132,7 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         restore_workspace: job.restore_workspace,
         keep_workspace: job.keep_workspace,
         mask: config.mask.clone(),
-        mask_values: config.proxies.variables().into_iter().flat_map(|(_, value)| passwords(value)).collect(),
+        mask_values: config.proxies.variables().into_iter().flat_map(|(_, value)| address_secrets(value).1).collect(),
         debug: config.debug,
         sensitive_outputs: config.sensitive_outputs,
         stack_id: job.stack_id.clone(),
@@ -147,17 +147,22 @@ pub fn secrets(job: &protocol::Job) -> Vec<String> {
     let is_secret = |variable: &&protocol::Variable| variable.secret || job.mask.contains(&variable.name);
     let values = job.environment.iter().filter(is_secret).map(|variable| variable.value.clone());
     let files = job.files.iter().filter(|file| file.secret).map(|file| String::from_utf8_lossy(&file.contents).into());
-    let of_source = job.git.iter().flat_map(|git| passwords(&git.url));
+    let of_source = job.git.iter().flat_map(|git| {
+        let (user, password) = address_secrets(&git.url);
+        // `git` is what everybody is called who has a key; others are tokens.
+        user.into_iter().filter(|user| user != "git").chain(password)
+    });
     values.chain(files).chain(job.mask_values.iter().cloned()).chain(of_source).collect()
 }
 
-/// The password in an address, or the token in the place of a user, as it stands there and as it is meant.
-fn passwords(address: &str) -> Vec<String> {
-    let Ok(url) = reqwest::Url::parse(address) else { return vec![] };
-    // `git` is what everybody is called who has a key.
-    let token = Some(url.username()).filter(|user| !user.is_empty() && *user != "git");
-    let Some(secret) = url.password().or(token) else { return vec![] };
-    vec![secret.to_owned(), crate::network::unescaped(secret)]
+/// The user and the password in an address, each as it stands there and as it is meant.
+fn address_secrets(address: &str) -> (Vec<String>, Vec<String>) {
+    let Ok(url) = reqwest::Url::parse(address) else { return (vec![], vec![]) };
+    let forms = |text: &str| match text {
+        "" => vec![],
+        text => vec![text.to_owned(), crate::network::unescaped(text)],
+    };
+    (forms(url.username()), forms(url.password().unwrap_or_default()))
 }
 
 fn stage(stage: api::Stage) -> protocol::Stage {

@@ -218,6 +218,8 @@ pub struct Said {
 const SAID: &str = "said";
 const END: &str = "end";
 const SESSION: &str = "session";
+/// Random bytes of it.
+const SESSION_SIZE: usize = 32;
 
 impl Said {
     /// Puts it on disk, in the directory of the run's files.
@@ -243,7 +245,7 @@ impl Said {
 /// # Errors
 /// It cannot be written.
 pub fn new_session(directory: &Path) -> Result<String, Error> {
-    let mut bytes = [0; 32];
+    let mut bytes = [0; SESSION_SIZE];
     OsRng.fill_bytes(&mut bytes);
     let session: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     write(directory, SESSION, session.as_bytes())?;
@@ -253,10 +255,14 @@ pub fn new_session(directory: &Path) -> Result<String, Error> {
 /// What the run's worker shows.
 ///
 /// # Errors
-/// It cannot be read.
+/// It cannot be read, or is damaged.
 pub fn session(directory: &Path) -> Result<String, Error> {
     let path = directory.join(SESSION);
-    fs::read_to_string(&path).map_err(failed("read", &path))
+    let session = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    if session.len() != 2 * SESSION_SIZE {
+        return Err(Error::Damaged { path, reason: format!("it has {} characters", session.len()) });
+    }
+    Ok(session)
 }
 
 /// Puts on disk how a run ended, in the directory of its files.

@@ -77,6 +77,19 @@ pub struct Embedded {
     compressed: &'static [u8],
 }
 
+/// Takes others' right to write away from a directory that is a volume of its own, empty, and this user's. To be called before
+/// anything is put there.
+///
+/// # Errors
+/// It is one, and its mode cannot be set.
+pub fn close_new_volume(directory: &Path) -> Result<(), Error> {
+    match fs::canonicalize(directory) {
+        Ok(directory) => directory::close_new_volume(&directory),
+        // Whoever makes or opens it says what is wrong with it.
+        Err(_) => Ok(()),
+    }
+}
+
 /// The worker that this launcher carries. A launcher that was built without one cannot start runs.
 pub fn embedded() -> Option<&'static Embedded> {
     #[cfg(embedded_worker)]

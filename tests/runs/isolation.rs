@@ -2,7 +2,7 @@
 
 use integration_tests::mosquitto::Mosquitto;
 use integration_tests::run::Finished;
-use launcher_wire::id::{PoolId, WorkerId};
+use launcher_wire::id::WorkerId;
 use launcher_wire::token::Token;
 use spacelift_worker::protocol::{
     Download, DownloadRequest, FromWorker, Hello, Upload, UploadPart, VERSION, from_worker,
@@ -36,45 +36,48 @@ fn a_pool_sees_nothing_of_another() {
     assert_eq!(foreign.finish(), Some(0));
 }
 
-/// A stock MQTT client with what a launcher of a pool has.
+/// A stock MQTT client with the certificate of a pool, or of the control plane.
 struct Client<'a> {
     broker: &'a Mosquitto,
-    directory: tempfile::TempDir,
-    key: &'a std::path::Path,
+    directory: std::path::PathBuf,
 }
 
 impl<'a> Client<'a> {
-    fn new(broker: &'a Mosquitto, pool: &'a Pool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    /// What a launcher of the pool has, put into files.
+    fn of_pool(broker: &'a Mosquitto, pool: &Pool, directory: &std::path::Path) -> Self {
         let (token, _) = Token::from_variable(&pool.token).unwrap();
-        fs::write(directory.path().join("certificate"), token.certificate).unwrap();
-        fs::write(directory.path().join("ca"), token.ca.unwrap()).unwrap();
-        Self { broker, directory, key: &pool.key }
+        fs::write(directory.join("client.pem"), token.certificate).unwrap();
+        fs::write(directory.join("ca.pem"), token.ca.unwrap()).unwrap();
+        fs::copy(&pool.key, directory.join("client.key")).unwrap();
+        Self { broker, directory: directory.to_owned() }
     }
 
-    fn ask(&self, program: &str, worker: WorkerId, topic: &str, arguments: &[&str]) -> Finished {
+    fn ask(&self, program: &str, id: &str, topic: &str, arguments: &[&str]) -> Finished {
         let mut client = run::tool(program);
         client.args(["-h", "localhost", "-p", &self.broker.port().to_string(), "-q", "1", "-V", "mqttv5"]);
-        client.arg("--cafile").arg(self.directory.path().join("ca"));
-        client.arg("--cert").arg(self.directory.path().join("certificate")).arg("--key").arg(self.key);
-        run::finish(client.args(["-i", &worker.to_string(), "-t", topic]).args(arguments))
+        for (flag, file) in [("--cafile", "ca.pem"), ("--cert", "client.pem"), ("--key", "client.key")] {
+            client.arg(flag).arg(self.directory.join(file));
+        }
+        run::finish(client.args(["-i", id, "-t", topic]).args(arguments))
     }
 
-    fn may_read(&self, as_worker: WorkerId, pool: PoolId, worker: WorkerId) -> bool {
-        let topic = format!("spacelift/readonly/{pool}/{worker}");
-        // 27: nothing came within the time, so it was let in.
-        match self.ask("mosquitto_sub", as_worker, &topic, &["-W", "1", "-C", "1"]) {
-            Finished { code: Some(27), .. } => true,
-            refused if refused.says("denied") || refused.says("Not authorized") => false,
-            other => panic!("{other}"),
+    /// Whether a message that is there reaches it.
+    fn may_read(&self, worker: WorkerId, topic: &str) -> bool {
+        let heard = self.ask("mosquitto_sub", &worker.to_string(), topic, &["-W", "3", "-C", "1"]);
+        match (heard.code, heard.stdout.trim()) {
+            (Some(0), "for the worker") => true,
+            // It waited in vain.
+            (Some(27), "") => false,
+            _ => panic!("{heard}"),
         }
     }
 
-    fn may_write(&self, as_worker: WorkerId, pool: PoolId, worker: WorkerId) -> bool {
-        let topic = format!("spacelift/writeonly/{pool}/{worker}");
-        let said = self.ask("mosquitto_pub", as_worker, &topic, &["-m", "{}"]);
-        // Version 5 of the protocol tells whoever publishes.
-        !(said.says("Not authorized") || said.says("not authorised"))
+    /// Version 5 of the protocol tells whoever publishes what may not be published.
+    fn may_write(&self, worker: WorkerId, topic: &str) -> bool {
+        let said = self.ask("mosquitto_pub", &worker.to_string(), topic, &["-m", "{}"]);
+        let is_refused = said.says("Not authorized");
+        assert!(is_refused || said.code == Some(0), "{said}");
+        !is_refused
     }
 }
 
@@ -82,16 +85,23 @@ impl<'a> Client<'a> {
 fn the_broker_keeps_pools_and_workers_apart() {
     let world = World::new();
     let other = world.control_plane.pool();
-    let client = Client::new(&world.control_plane.broker, &other);
-    let (own_worker, second_worker, foreign_worker) = (WorkerId::new(), WorkerId::new(), WorkerId::new());
+    let broker = &world.control_plane.broker;
+    let administrator = Client { broker, directory: world.control_plane.home() };
+    let directory = tempfile::tempdir().unwrap();
+    let client = Client::of_pool(broker, &other, directory.path());
+    let (own_worker, second_worker) = (WorkerId::new(), WorkerId::new());
     for (pool, worker, allowed) in [
         (other.id, own_worker, true),
         (other.id, second_worker, false),
-        (world.pool.id, foreign_worker, false),
+        (world.pool.id, second_worker, false),
         (world.pool.id, own_worker, false),
     ] {
-        assert_eq!(client.may_read(own_worker, pool, worker), allowed, "reads {pool}/{worker}");
-        assert_eq!(client.may_write(own_worker, pool, worker), allowed, "writes {pool}/{worker}");
+        let topic = |direction: &str| format!("spacelift/{direction}/{pool}/{worker}");
+        let message = ["--retain", "-m", "for the worker"];
+        let published = administrator.ask("mosquitto_pub", "administrator", &topic("readonly"), &message);
+        assert_eq!(published.expect(0).stderr, "");
+        assert_eq!(client.may_read(own_worker, &topic("readonly")), allowed, "reads {pool}/{worker}");
+        assert_eq!(client.may_write(own_worker, &topic("writeonly")), allowed, "writes {pool}/{worker}");
     }
 }
 
@@ -100,8 +110,7 @@ fn the_broker_keeps_pools_and_workers_apart() {
 fn processes_of_a_job_are_not_taken_for_its_worker() {
     let world = World::new();
     let launcher = world.launcher(&[]);
-    let command =
-        "for file in environ mem maps; do head -c 1 /proc/1/$file >/dev/null 2>&1 && echo \"read $file\"; done
+    let command = "for file in environ mem maps; do (exec 3</proc/1/$file) 2>/dev/null && echo \"read $file\"; done
                    echo looked; while ! test -e go-on; do sleep 0.1; done";
     let run = world.control_plane.begin(&world.stack("curious"), RunType::Task, Some(command));
     world.control_plane.wait_for(run, RunState::Performing);

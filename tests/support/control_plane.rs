@@ -81,6 +81,11 @@ impl ControlPlane {
         Self { client, store, _mothership: daemon, broker, data }
     }
 
+    /// The directory of the control plane, with its certificates.
+    pub fn home(&self) -> PathBuf {
+        self.data.path().join("mothership")
+    }
+
     /// Makes a pool as the documentation says.
     ///
     /// # Panics

@@ -73,6 +73,8 @@ struct Run {
     environment: Environment,
     changes: Option<Changes>,
     outbox: Arc<Outbox>,
+    /// Whether the launcher has heard of this job's worker. Nothing is executed before.
+    heard: bool,
 }
 
 /// Does a job. Whatever happens, it has an outcome.
@@ -91,6 +93,7 @@ pub async fn execute(job: Box<Job>, place: Place, outbox: Arc<Outbox>, stops: St
         job,
         place,
         outbox,
+        heard: false,
     };
     let mut result = run.phases().await;
     // An order that came just now is not one to end `after_run`.
@@ -124,6 +127,7 @@ impl Run {
         // Once the launcher has heard that, it gives the job to nobody else: nothing of the job may be executed before.
         let outbox = Arc::clone(&self.outbox);
         self.unless_stopped(outbox.empty()).await?;
+        self.heard = true;
         // A job without a shell cannot even say why it failed.
         if !Path::new(SHELL).exists() {
             return Err(Failure::Unable(format!(
@@ -228,7 +232,7 @@ impl Run {
     async fn after_run(&mut self, result: &Result<(), Failure>) {
         let hooks = self.hooks.after_run.clone();
         let script = Script { before: &hooks, ..Script::default() };
-        if script.is_empty() || !Path::new(SHELL).exists() {
+        if script.is_empty() || !Path::new(SHELL).exists() || !self.heard {
             return;
         }
         let state = match result {

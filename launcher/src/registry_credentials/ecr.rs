@@ -31,6 +31,8 @@ pub(super) struct Registry<'a> {
     region: &'a str,
     /// Whether it is reached by endpoints with validated cryptography.
     fips: bool,
+    /// Whether it is reached by endpoints that have IPv6 too.
+    is_dual: bool,
 }
 
 impl<'a> Registry<'a> {
@@ -55,7 +57,7 @@ impl<'a> Registry<'a> {
         };
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let is_region = region.contains('-') && region.bytes().all(plain);
-        (is_account && is_region && domain == expected).then_some(Self { region, fips })
+        (is_account && is_region && domain == expected).then_some(Self { region, fips, is_dual })
     }
 
     /// A token, for twelve hours.
@@ -73,6 +75,7 @@ impl<'a> Registry<'a> {
         let config = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region.to_owned()))
             .use_fips(self.fips)
+            .use_dual_stack(self.is_dual)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .http_client(Http { client: http.clone() })
             .load()
@@ -111,8 +114,8 @@ struct Http {
 
 impl HttpClient for Http {
     fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        let limits = [settings.connect_timeout(), settings.read_timeout()];
-        let limit = limits.into_iter().flatten().reduce(|connect, read| connect + read);
+        // The time for connecting is the client's own, unless there is one for the answer as well.
+        let limit = settings.read_timeout().map(|read| read + settings.connect_timeout().unwrap_or_default());
         SharedHttpConnector::new(Connector { client: self.client.clone(), limit })
     }
 }
@@ -174,14 +177,14 @@ mod tests {
 
     #[test]
     fn only_hosts_of_ecr_get_a_token() {
-        let registry = |region, fips| Some(Registry { region, fips });
+        let registry = |region, fips, is_dual| Some(Registry { region, fips, is_dual });
         for (host, expected) in [
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", registry("eu-west-1", false)),
-            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", registry("us-gov-west-1", true)),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", registry("cn-north-1", false)),
-            ("123456789012.dkr-ecr.eu-west-1.on.aws", registry("eu-west-1", false)),
-            ("123456789012.dkr-ecr-fips.us-east-1.on.aws", registry("us-east-1", true)),
-            ("123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", registry("cn-north-1", false)),
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", registry("eu-west-1", false, false)),
+            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", registry("us-gov-west-1", true, false)),
+            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", registry("cn-north-1", false, false)),
+            ("123456789012.dkr-ecr.eu-west-1.on.aws", registry("eu-west-1", false, true)),
+            ("123456789012.dkr-ecr-fips.us-east-1.on.aws", registry("us-east-1", true, true)),
+            ("123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", registry("cn-north-1", false, true)),
             ("12345678901.dkr.ecr.eu-west-1.amazonaws.com", None),
             ("x23456789012.dkr.ecr.eu-west-1.amazonaws.com", None),
             ("123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.test", None),

@@ -46,7 +46,7 @@ pub(super) fn is_trusted_owner(owner: u32) -> bool {
 
 /// Takes others' right to write away from a volume that is empty and this user's own. Orchestrators make such volumes writable
 /// for everyone (an emptyDir of Kubernetes), because they do not know who will use them.
-fn close_new_volume(path: &Path) -> Result<(), Error> {
+pub(super) fn close_new_volume(path: &Path) -> Result<(), Error> {
     let open = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty())
