@@ -455,6 +455,20 @@ fn the_archive_installs_itself_with_its_scripts() {
 }
 
 /// The emulator has one account in every bucket's place: the other owner is made by credentials of another account.
+/// Larger than one part of an upload.
+#[test]
+fn a_large_launcher_is_installed_under_the_names_that_hosts_read() {
+    const SIZE: usize = 9 * 1024 * 1024;
+    let customer = Customer::new();
+    let release = customer.vendor.release(Offer { launcher_size: SIZE, ..Offer::new("v1.0.0", 1) });
+    customer.install(&release, &["--yes"]).expect(0);
+    for key in ["spacelift-launcher", "spacelift-launcher-x86_64", "releases/v1.0.0/bin/spacelift-launcher"] {
+        let head = customer.ask(&["s3api", "head-object", "--bucket", BUCKET, "--key", key]);
+        assert_eq!(head["ContentLength"], SIZE, "{key}");
+    }
+    assert!(customer.install(&release, &["--yes"]).expect(0).says("0 written"));
+}
+
 #[test]
 fn an_account_that_may_have_no_more_stacks_is_told_before_anything_is_made() {
     let registry = Registry::start();

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use self::bucket::Bucket;
 use self::directory::Directory;
-use self::object::{Object, PART};
+use self::object::{Object, WHOLE};
 use self::s3::S3;
 use crate::aws::Connection;
 use crate::failure::{Failure, Kind};
@@ -32,8 +32,6 @@ use crate::progress::Progress;
 
 /// Objects on the way at once. The parts that they are sent in are limited on their own.
 const OBJECTS_IN_FLIGHT: usize = 8;
-/// A mutable launcher is sent at once; a launcher has 8 MB at most.
-const MAX_LAUNCHER: u64 = PART;
 
 /// Why a release was not published.
 #[derive(Debug, thiserror::Error)]
@@ -471,7 +469,7 @@ pub(crate) async fn fetch_published(
         signature::verify(sums.text().as_bytes(), &signature, trust.pinned, trust.threshold, now)
             .map_err(|error| refuse(format!("the sums of {}: {error}", sums.name)))?;
         write(&sums.signature_name(), &signature)?;
-        let launcher = read(sums.path, MAX_LAUNCHER).await?;
+        let launcher = read(sums.path, WHOLE).await?;
         if Digest::of(&launcher) != sums.sha256 {
             return Err(refuse(format!("{} is not the one that was signed", bucket.address(&key(sums.path)))));
         }

@@ -44,11 +44,13 @@ pub(crate) struct Offer<'a> {
     pub(crate) sequence: u64,
     pub(crate) minimum_upgrade_from: Option<&'a str>,
     pub(crate) development: bool,
+    /// Bytes that its launchers have at least.
+    pub(crate) launcher_size: usize,
 }
 
 impl<'a> Offer<'a> {
     pub(crate) fn new(version: &'a str, sequence: u64) -> Self {
-        Self { version, sequence, minimum_upgrade_from: None, development: false }
+        Self { version, sequence, minimum_upgrade_from: None, development: false, launcher_size: 0 }
     }
 }
 
@@ -73,7 +75,9 @@ impl Vendor {
             let worker = of_version(Program::new(machine, "spacelift-worker")).file();
             let launcher = of_version(Program::launcher_with(machine, &worker));
             let launcher = launcher.note(|note| note["worker"]["version"] = version.into());
-            let path = write(&stage, &format!("bin/spacelift-launcher{suffix}"), &launcher.file());
+            let mut file = launcher.file();
+            file.resize(file.len().max(offer.launcher_size), 0);
+            let path = write(&stage, &format!("bin/spacelift-launcher{suffix}"), &file);
             write(
                 &stage,
                 &format!("bin/spacelift-bundle{suffix}"),

@@ -53,7 +53,8 @@ pub fn xtask() -> &'static Path {
 fn build(package: &str) -> PathBuf {
     let mut command = Command::new(env!("CARGO"));
     // The directory decides which configuration of cargo applies, the manifest which workspace is built.
-    command.args(["build", "--quiet", "--package", package, "--message-format", "json-render-diagnostics"]);
+    // With the features that dependencies have for the whole workspace, for which `cargo xtask test` has built them.
+    command.args(["build", "--quiet", "--workspace", "--bin", package, "--message-format", "json-render-diagnostics"]);
     command.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
     let stderr = String::from_utf8_lossy(&output.stderr);

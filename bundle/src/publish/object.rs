@@ -8,9 +8,13 @@ use std::sync::Arc;
 
 use bundle_core::digest::Digest;
 
-/// Bytes of one part of a multipart upload, and the largest object that is sent in one request. Part boundaries are part of
+/// Bytes of one part of a multipart upload, and the largest object that is created in one request. Part boundaries are part of
 /// an object's identity in S3, so this is never changed: an object of equal bytes must get an equal checksum.
 pub(crate) const PART: u64 = 8 * 1024 * 1024;
+
+/// The largest object that is written in place of another, in one request and from memory: those that readers find without a
+/// version. A launcher has some 8 MB.
+pub(crate) const WHOLE: u64 = 48 * 1024 * 1024;
 
 /// An object to publish.
 #[derive(Debug, Clone)]
@@ -67,7 +71,18 @@ impl Object {
     /// The private copy cannot be read, or is shorter than it was.
     pub(crate) fn part(&self, index: u64) -> io::Result<Vec<u8>> {
         let start = index * PART;
-        let length = PART.min(self.size.saturating_sub(start));
+        self.bytes(start, PART.min(self.size.saturating_sub(start)))
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// As [`Object::part`].
+    pub(crate) fn whole(&self) -> io::Result<Vec<u8>> {
+        self.bytes(0, self.size)
+    }
+
+    fn bytes(&self, start: u64, length: u64) -> io::Result<Vec<u8>> {
         match &self.source {
             Source::Bytes(bytes) => Ok(bytes[start as usize..(start + length) as usize].to_vec()),
             Source::File(file) => {
@@ -101,6 +116,7 @@ mod tests {
             let object = Object::of_bytes("key".into(), bytes.clone());
             let all: Vec<u8> = (0..object.parts()).flat_map(|index| object.part(index).unwrap()).collect();
             assert_eq!(all, bytes);
+            assert_eq!(object.whole().unwrap(), all);
             assert_eq!(object.parts(), if size == 0 { 1 } else { size.div_ceil(PART) });
         }
     }

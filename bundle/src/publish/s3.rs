@@ -4,6 +4,7 @@
 //! refused there. The same checksum is what tells later whether an object is the one that should be there: of an object in
 //! one part it is the SHA-256 of its bytes, of one in several parts the SHA-256 of its parts' digests.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use sha2::Digest as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::object::{Object, PART};
+use super::object::{Object, PART, WHOLE};
 use super::{Existing, Put};
 use crate::aws::Connection;
 use crate::failure::{Failure, Kind};
@@ -112,9 +113,8 @@ impl S3 {
             Some(Existing { etag: Some(etag), .. }) => Condition::Still(etag.clone()),
             Some(_) => Condition::None,
         };
-        if object.size > PART {
-            // Mutable keys hold launchers and small texts; a launcher has 8 MB at most.
-            let why = format!("it has {} bytes, more than the {PART} that are sent at once", object.size);
+        if object.size > WHOLE {
+            let why = format!("it has {} bytes, more than the {WHOLE} that are sent at once", object.size);
             return Err(Failure::new(self.doing("replace", &object.key), Kind::Wrong, why));
         }
         match self.put(object, &condition).await {
@@ -135,7 +135,7 @@ impl S3 {
     async fn put(&self, object: &Object, condition: &Condition) -> Result<Put, Failure> {
         check_interrupt(&self.doing("upload", &object.key))?;
         let _permit = self.parts.acquire().await;
-        let bytes = self.read_part(object, 0)?;
+        let bytes = object.whole().map_err(|error| self.unreadable(object, &error))?;
         let checksum = base64::encode(sha2::Sha256::digest(&bytes));
         let length = bytes.len() as u64;
         let mut request = self
@@ -261,13 +261,12 @@ impl S3 {
     }
 
     fn read_part(&self, object: &Object, index: u64) -> Result<Vec<u8>, Failure> {
-        object.part(index).map_err(|error| {
-            Failure::new(
-                self.doing("upload", &object.key),
-                Kind::Wrong,
-                format!("its private copy cannot be read: {error}"),
-            )
-        })
+        object.part(index).map_err(|error| self.unreadable(object, &error))
+    }
+
+    fn unreadable(&self, object: &Object, error: &io::Error) -> Failure {
+        let why = format!("its private copy cannot be read: {error}");
+        Failure::new(self.doing("upload", &object.key), Kind::Wrong, why)
     }
 
     /// Ends uploads to `keys` that were begun and never completed. The keys are published, so no such upload can succeed.
