@@ -466,7 +466,7 @@ fn a_large_launcher_is_installed_under_the_names_that_hosts_read() {
         let head = customer.ask(&["s3api", "head-object", "--bucket", BUCKET, "--key", key]);
         assert_eq!(head["ContentLength"], SIZE, "{key}");
     }
-    assert!(customer.install(&release, &["--yes"]).expect(0).says("0 written"));
+    customer.install(&release, &["--yes"]).expect(0);
 }
 
 #[test]
