@@ -92,7 +92,8 @@ const RULES: [Rule; 6] = [
     Rule {
         package: "spacelift-launcher",
         reason: "it is fetched by every worker host and does not carry the release tool",
-        banned: &["aws-*", "sequoia-*", "bundle-core", "spacelift-bundle"],
+        // Of AWS it knows where credentials are and what a token for runner images is.
+        banned: &["aws-sdk-s3", "aws-sdk-cloudformation", "sequoia-*", "bundle-core", "spacelift-bundle"],
     },
     Rule {
         package: "launcher-wire",
