@@ -32,7 +32,7 @@ pub enum Problem {
     /// The registry wants credentials, or other ones.
     #[error(
         "the registry does not let this host have it ({0}). Log in with `docker --config DIR login` and name DIR in \
-         SPACELIFT_DOCKER_CONFIG_DIR; for Amazon ECR, name the helper `ecr-login` under `credHelpers` in DIR/config.json"
+         SPACELIFT_DOCKER_CONFIG_DIR; for Amazon ECR, allow this host's role to read the repository"
     )]
     Unauthorized(String),
     /// The registry cannot be reached.
