@@ -10,9 +10,9 @@ use integration_tests::run::{finish, succeed, tool};
 use integration_tests::tree;
 use serde_json::{Value, json};
 
-/// What a launcher may have, the worker inside it included: every worker host fetches it at boot. The goal is 8 MB; the
-/// time zones that policies can ask for are what it has too much.
-const MAX_LAUNCHER: u64 = 9_000_000;
+/// What a launcher may have, the worker inside it included: every worker host fetches it at boot. The goal is 8 MB; what it has
+/// too much are the time zones that policies can ask for (1.1 MB) and AWS's credentials and tokens (1.5 MB).
+const MAX_LAUNCHER: u64 = 10_500_000;
 
 /// The part of an ELF file that tells how it is started. Fields are at the places that the format gives them for 64-bit
 /// little-endian files.

@@ -117,16 +117,10 @@ impl Builder<'_> {
         }
         let home = cargo_home()?;
         let remaps = self.remaps(&home)?;
-        let mut flags = rust_flags(&remaps);
-        if self.toolchain.build_std_flags().is_empty() {
-            // Nothing unwinds: panics abort, and a backtrace without symbols tells nobody anything. Without the tables for it
-            // a launcher is a tenth smaller. A library that is built along decides for itself.
-            flags.push("-Cforce-unwind-tables=no".into());
-        }
         cargo
             .env("CARGO", &compiler.cargo)
             .env("RUSTC", &compiler.rustc)
-            .env("CARGO_ENCODED_RUSTFLAGS", encoded(&flags))
+            .env("CARGO_ENCODED_RUSTFLAGS", encoded(&rust_flags(&remaps)))
             .env(format!("CFLAGS_{}", target.triple().replace('-', "_")), c_flags(target, &remaps))
             // Without it the cc crate splits flags at every blank, and paths may contain one.
             .env("CC_SHELL_ESCAPED_FLAGS", "1")
