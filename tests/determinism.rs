@@ -19,6 +19,8 @@ use tempfile::TempDir;
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 /// A run of `cargo xtask dist` that has nothing to build is interrupted at this many moments.
 const INTERRUPTIONS: u32 = 6;
+/// How long a program that was interrupted may take to remove what it was writing.
+const TIDYING_LIMIT: Duration = Duration::from_secs(30);
 
 /// `pack` as the release under test was packed.
 fn pack(unpacked: &Unpacked, stage: &Path, output: &Path) -> Command {
@@ -226,6 +228,12 @@ fn make_a_release_for_customers(elsewhere: &Elsewhere, checkout: &Path) {
     assert_eq!(modified(), before, "the archive was kept");
 }
 
+/// Something in a directory of releases that is none.
+fn unfinished(directory: &Path) -> Option<String> {
+    let names = tree::entries(directory).into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    names.into_iter().find(|name| !name.starts_with("self-hosted-v"))
+}
+
 /// Interrupts `cargo xtask dist` in a checkout where everything is built already, and then lets it go through.
 fn interrupt(elsewhere: &Elsewhere, checkout: &Path) {
     let output = elsewhere.place("interrupted");
@@ -250,9 +258,11 @@ fn interrupt(elsewhere: &Elsewhere, checkout: &Path) {
         let status = child.wait().unwrap();
         // Without a handler of its own it ends by the signal, which a shell shows as 130.
         assert!(status.signal() == Some(Signal::INT.as_raw()) || matches!(status.code(), Some(0 | 130)), "{status}");
-        for path in tree::entries(&output) {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            assert!(name.starts_with("self-hosted-v"), "{name} was left");
+        // It does not wait for the program that it had started, which removes what it was writing.
+        let interrupted = Instant::now();
+        while let Some(left) = unfinished(&output) {
+            assert!(interrupted.elapsed() < TIDYING_LIMIT, "{left} was left");
+            thread::sleep(Duration::from_millis(50));
         }
     }
     succeed(&mut dist());
