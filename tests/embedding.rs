@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use bundle_core::digest::Digest;
 use integration_tests::release::{Release, Unpacked};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{LittleEndian, elf};
@@ -33,11 +34,6 @@ fn built() -> &'static Built {
         (unpacked, Built { launcher, worker })
     });
     built
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn run(launcher: impl AsRef<Path>, arguments: &[&str]) -> Output {
@@ -68,7 +64,7 @@ fn version_tells_which_worker_is_inside() {
     // The exact text is the contract: field order, too, is the same from release to release.
     let launcher_build: serde_json::Value = serde_json::from_slice(&note).unwrap();
     let (commit, target) = (launcher_build["commit"].as_str().unwrap(), launcher_build["target"].as_str().unwrap());
-    let sha256 = sha256(worker);
+    let sha256 = Digest::of(worker);
     let (size, compressed_size) = (worker.len(), compressed.len());
     let build = format!(r#""version":"{VERSION}","commit":"{commit}","target":"{target}""#);
     assert_eq!(

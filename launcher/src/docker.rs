@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, HealthConfig, HostConfig,
-    HostConfigLogConfig, Mount as EngineMount, MountType, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, HealthConfig,
+    HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
@@ -385,9 +385,7 @@ impl Engine {
     /// # Errors
     /// The engine does not say.
     pub async fn list(&self, label: &str) -> Result<Vec<Found>, Error> {
-        let filters = HashMap::from([("label", vec![label])]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.within("list containers", LIMIT, self.docker.list_containers(Some(options))).await?;
+        let listed = self.listed(label).await?;
         let mut found = Vec::new();
         for id in listed.into_iter().filter_map(|container| container.id) {
             // One that went away meanwhile is not there.
@@ -396,14 +394,18 @@ impl Engine {
         Ok(found)
     }
 
+    async fn listed(&self, label: &str) -> Result<Vec<ContainerSummary>, Error> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        self.within("list containers", LIMIT, self.docker.list_containers(Some(options))).await
+    }
+
     /// The names of all containers with this label, also of those that the engine cannot describe.
     ///
     /// # Errors
     /// The engine does not say.
     pub async fn names(&self, label: &str) -> Result<Vec<String>, Error> {
-        let filters = HashMap::from([("label", vec![label])]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.within("list containers", LIMIT, self.docker.list_containers(Some(options))).await?;
+        let listed = self.listed(label).await?;
         let names = listed.into_iter().filter_map(|container| container.names.unwrap_or_default().into_iter().next());
         Ok(names.map(|name| name.trim_start_matches('/').to_owned()).collect())
     }

@@ -13,7 +13,7 @@ use bundle_core::digest::Digest;
 pub(crate) const PART: u64 = 8 * 1024 * 1024;
 
 /// The largest object that is written in place of another, in one request and from memory: those that readers find without a
-/// version. A launcher has some 8 MB.
+/// version. A launcher has some 10 MB.
 pub(crate) const WHOLE: u64 = 48 * 1024 * 1024;
 
 /// An object to publish.
