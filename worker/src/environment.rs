@@ -143,6 +143,9 @@ pub struct Changes {
     pub removed: BTreeSet<OsString>,
 }
 
+/// Variables that refer to one another.
+const MAXIMUM_DEPTH: usize = 64;
+
 struct Expansion<'a> {
     written: &'a BTreeMap<&'a str, &'a str>,
     before: &'a Environment,
@@ -154,7 +157,8 @@ impl<'a> Expansion<'a> {
     /// The expanded value of a variable; none inside of its own expansion.
     fn value(&mut self, name: &'a str) -> Option<&[u8]> {
         if !self.done.contains_key(name) {
-            if !self.within.insert(name) {
+            // As it is written, in its own expansion and beyond any depth that people write.
+            if self.within.len() >= MAXIMUM_DEPTH || !self.within.insert(name) {
                 return None;
             }
             let written = self.written[name];
@@ -229,6 +233,14 @@ mod tests {
         ]);
         assert_eq!(environment.get("URL").unwrap(), "https://a.example.com:2/");
         assert_eq!(environment.get("PATH").unwrap(), "/opt:/bin");
+    }
+
+    #[test]
+    fn a_chain_without_an_end_ends() {
+        let names: Vec<String> = (0..20_000).map(|number| format!("A{number:05}")).collect();
+        let values: Vec<String> = names.iter().skip(1).map(|name| format!("${{{name}}}")).collect();
+        let variables: Vec<_> = names.iter().map(String::as_str).zip(values.iter().map(String::as_str)).collect();
+        assert!(expanded(&variables).get("A00000").unwrap().to_str().unwrap().starts_with("${A000"));
     }
 
     #[test]

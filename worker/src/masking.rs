@@ -121,7 +121,20 @@ impl Secrets {
         if let Ok(text) = str::from_utf8(value)
             && let Ok(json) = serde_json::to_string(text)
         {
-            self.add_form(&json.as_bytes()[1..json.len() - 1])?;
+            let quoted = &json[1..json.len() - 1];
+            self.add_form(quoted.as_bytes())?;
+            // As Go writes it, and so Terraform's outputs have it; in HCL; and as Python writes what is not ASCII.
+            let mut go = quoted.to_owned();
+            for (special, escaped) in [('&', "\\u0026"), ('<', "\\u003c"), ('>', "\\u003e")] {
+                go = go.replace(special, escaped);
+            }
+            self.add_form(go.as_bytes())?;
+            if quoted.contains("${") || quoted.contains("%{") {
+                self.add_form(quoted.replace("${", "$${").replace("%{", "%%{").as_bytes())?;
+            }
+            if !quoted.is_ascii() {
+                self.add_form(ascii_quoted(quoted).as_bytes())?;
+            }
         }
         Ok(())
     }
@@ -149,6 +162,20 @@ fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
         } else {
             out.push(rest[0]);
             rest = &rest[1..];
+        }
+    }
+    out
+}
+
+/// What is in quotes in JSON, with nothing in it but ASCII.
+fn ascii_quoted(quoted: &str) -> String {
+    let mut units = [0; 2];
+    let mut out = String::new();
+    for character in quoted.chars() {
+        if character.is_ascii() {
+            out.push(character);
+        } else {
+            out.extend(character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
         }
     }
     out
@@ -439,11 +466,19 @@ impl Masker {
         };
         // The last word of a line that is too long is not known to its end, so it is not shown and not a mask.
         let whole = line.ends_with(b"\n") || line.len() < MAXIMUM_DIRECTIVE;
+        let mut is_new = false;
         for word in words.into_iter().filter(|word| !word.is_empty()) {
+            let before = self.secrets.forms.len();
             self.secrets.add(word)?;
-            self.added.push(word.to_vec());
+            // A job that says the same again and again makes nothing of it.
+            if self.secrets.forms.len() > before {
+                is_new = true;
+                self.added.push(word.to_vec());
+            }
         }
-        self.add(b"")?;
+        if is_new {
+            self.add(b"")?;
+        }
         if whole {
             self.line = Line::Ordinary;
             self.ordinary(line, out);
@@ -569,6 +604,23 @@ mod tests {
     }
 
     /// Overlapping, repeated, with line ends of both kinds, and beginnings of each other: a small alphabet makes all of it.
+    #[test]
+    fn secrets_are_masked_as_other_programs_write_them() {
+        let secrets = || {
+            let mut secrets = Secrets::default();
+            for secret in ["p&ss<w>rd", "a${b}%{c}\"", "schlüssel𝄞"] {
+                secrets.add(secret.as_bytes()).unwrap();
+            }
+            secrets
+        };
+        for written in [r"p\u0026ss\u003cw\u003erd", r#"a$${b}%%{c}\""#, r"schl\u00fcssel\ud834\udd1e"] {
+            let (mut masker, mut out) = (Masker::new(secrets()), Vec::new());
+            masker.write(written.as_bytes(), &mut out).unwrap();
+            masker.flush(&mut out).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), "***", "{written}");
+        }
+    }
+
     #[test]
     fn every_split_gives_what_masking_the_whole_gives() {
         let mut numbers = Numbers(7);

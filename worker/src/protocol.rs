@@ -43,6 +43,8 @@ pub const WORKSPACE: &str = "/mnt/workspace";
 pub const MAXIMUM_MESSAGE: usize = 24 * 1024 * 1024;
 /// Bytes of one part of the log, an archive or outputs.
 pub const MAXIMUM_PART: usize = 64 * 1024;
+/// Bytes of a message from the worker. The largest have a part and little else.
+pub const MAXIMUM_FROM_WORKER: usize = 256 * 1024;
 /// Messages that a worker may have sent without an acknowledgement; it stops reading from the job's output until there is
 /// one.
 pub const MAXIMUM_UNACKNOWLEDGED: usize = 256;

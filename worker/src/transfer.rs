@@ -16,7 +16,9 @@ use crate::session::Launcher;
 
 /// A launcher that is being restarted is back long before.
 const MAXIMUM_ABSENCE: Duration = Duration::from_secs(15 * 60);
+/// The first wait between two attempts, and the longest: an attempt may mean to pack everything once more.
 const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Parts between the connection and the disk.
 const PARTS: usize = 16;
 
@@ -48,13 +50,15 @@ enum Attempt {
 /// Repeats an attempt until it works or the launcher was away for too long.
 async fn persistently<T>(mut attempt: impl AsyncFnMut() -> Result<T, Attempt>) -> Result<T, Error> {
     let begin = Instant::now();
+    let mut pause = PAUSE;
     loop {
         match attempt().await {
             Ok(value) => return Ok(value),
             Err(Attempt::Failed(error)) => return Err(error),
             Err(Attempt::Broken(reason)) if begin.elapsed() > MAXIMUM_ABSENCE => return Err(Error::Launcher(reason)),
-            Err(Attempt::Broken(_)) => sleep(PAUSE).await,
+            Err(Attempt::Broken(_)) => sleep(pause).await,
         }
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
