@@ -62,6 +62,8 @@ fn pki() -> &'static Pki {
 #[derive(Debug, Clone)]
 enum Mistake {
     Status(u16, &'static str),
+    /// From somebody on the way, who is not the API.
+    Page(u16),
     Body(String),
     Silence,
     CutOff,
@@ -207,6 +209,7 @@ fn answer(state: &State, line: &str, headers: &BTreeMap<String, String>, body: &
     state.seen.lock().unwrap().push(seen);
     match state.mistakes.lock().unwrap().pop_front() {
         Some(Mistake::Status(status, message)) => return problem(status, message.to_owned()),
+        Some(Mistake::Page(status)) => return Some((status, "<html>default backend</html>".to_owned())),
         Some(Mistake::Body(body)) => return Some((200, body)),
         Some(Mistake::CutOff) => return None,
         Some(Mistake::Silence) => {
@@ -250,6 +253,7 @@ fn job(run: RunId, assignment: AssignmentId) -> Job {
         tool: Tool::Custom,
         command: None,
         source: Source::None {},
+        source_sha256: None,
         project_root: String::new(),
         environment: Vec::new(),
         files: Vec::new(),
@@ -339,10 +343,12 @@ fn what_may_pass_is_tried_again_and_signed_anew() {
     run(async {
         let plane = ControlPlane::start("http://127.0.0.1:1");
         plane.will([Mistake::Status(500, "a"), Mistake::Status(429, "b"), Mistake::CutOff, Mistake::Status(503, "c")]);
+        // A load balancer whose servers are away knows nothing of workers and runs.
+        plane.will([404, 409, 403].map(Mistake::Page));
         plane.client().register(&registration(), None).await.unwrap();
         let seen = plane.seen();
-        assert_eq!(seen.len(), 5);
-        assert_eq!(seen.iter().map(|seen| &seen.nonce).collect::<HashSet<_>>().len(), 5, "each nonce counts once");
+        assert_eq!(seen.len(), 8);
+        assert_eq!(seen.iter().map(|seen| &seen.nonce).collect::<HashSet<_>>().len(), 8, "each nonce counts once");
         assert!(seen[2].at - seen[1].at >= Duration::from_secs(1), "Retry-After is heeded");
     });
 }
@@ -559,6 +565,28 @@ fn a_log_is_uploaded_while_the_run_goes_on() {
 }
 
 #[test]
+fn a_log_outlasts_refusals_of_others() {
+    let store = S3Store::start(STORE);
+    run(async {
+        let plane = ControlPlane::start(&store.endpoint());
+        let address = Presigned { url: "https://".to_owned(), headers: BTreeMap::new(), expires: u64::MAX };
+        plane.will([
+            Mistake::Page(404),
+            Mistake::Status(401, "the clock"),
+            Mistake::Body("<html>".to_owned()),
+            Mistake::Body(serde_json::to_string(&address).unwrap()),
+            Mistake::Status(403, "a policy that is mended later"),
+        ]);
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings { directory: directory.path().join("log"), limit: LIMIT, store: plane.store() };
+        let log = Log::open(settings).await.unwrap();
+        log.append(1, b"a line\n".to_vec()).await.unwrap();
+        let summary = log.flush().await.unwrap();
+        assert_eq!((summary.chunks, summary.lines, summary.bytes), (1, 1, 7));
+    });
+}
+
+#[test]
 fn a_log_of_a_run_that_is_gone_says_so() {
     run(async {
         let plane = ControlPlane::start("http://127.0.0.1:1");
@@ -581,10 +609,10 @@ fn encrypted_objects_come_back_and_nothing_else_does() {
         let (objects, key) = (plane.store(), &pki().pool);
         let directory = tempfile::tempdir().unwrap();
         let plain: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
-        let mut parcel = Parcel::begin(directory.path(), &key.public()).unwrap();
+        let mut parcel = Parcel::begin(directory.path(), key, &objects, Object::Workspace).unwrap();
         parcel.write_all(&plain).unwrap();
         let closed = parcel.finish().unwrap();
-        assert_eq!(closed.store(&objects, Object::Workspace).await.unwrap(), plain.len() as u64);
+        assert_eq!(closed.store(&objects).await.unwrap(), plain.len() as u64);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "the file is gone");
         let object = fs::read_dir(store.bucket()).unwrap().next().unwrap().unwrap().path();
         assert!(fs::read(&object).unwrap().starts_with(b"age-encryption.org/v1\n"));

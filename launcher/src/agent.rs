@@ -23,10 +23,11 @@ use crate::config::Config;
 use crate::docker::{self, Engine};
 use crate::events::{self, Sender};
 use crate::network;
-use crate::run::{self, Action, Event, Exit, Found, Ids, Intake, Kept, Limits, State, Timer};
-use crate::run_log::RunLog;
+use crate::run::{self, Action, Event, Exit, Found, Ids, Intake, Kept, Limits, State, Stopping, Timer};
+use crate::run_log::{Delivered, RunLog};
 use crate::session::{self, Session};
 use crate::slot::{self, Entry, Slot};
+use crate::spot;
 use crate::transfer::Transfer;
 use crate::upload::Store;
 use crate::worker_binary::{self, Embedded};
@@ -38,6 +39,8 @@ const QUEUE: usize = 256;
 const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 /// The sign of life until the control plane says how often it wants one.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Seconds between two signs of life, whatever the control plane says.
+const MAXIMUM_HEARTBEAT: u64 = 3600;
 /// How long to wait before a launcher with a run that goes on tries to register again.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 /// How long to wait before an outcome that was refused is said again.
@@ -93,6 +96,11 @@ pub async fn start(config: Config) -> Result<(), Error> {
     }
     let config = Arc::new(config);
     worker_binary::close_new_volume(&config.directory)?;
+    // A directory that others can change is refused before anything is written to it.
+    let ready = embedded.ready(&config.directory);
+    if let Err(error @ worker_binary::Error::Untrusted { .. }) = ready {
+        return Err(error.into());
+    }
     let slot = Slot::take(&config.directory, config.token.pool)?;
     let engine = Engine::connect(config.docker_host.as_deref()).await?;
     engine.ping().await?;
@@ -115,7 +123,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
         done: false,
     };
     let recovered = agent.recover().await?;
-    match embedded.ready(&config.directory) {
+    match ready {
         // Whether the directory is fit for it shows now, not at the first run. What runs has its worker already.
         Err(error) if agent.present.is_none() => return Err(error.into()),
         Err(error) => tracing::error!(%error, "no other run can begin"),
@@ -125,13 +133,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
     agent.remove_orphans().await;
 
     tracing::info!(%pool, %worker, "registering with {}", config.token.api);
-    let registration = Registration {
-        launcher_version: env!("CARGO_PKG_VERSION").to_owned(),
-        worker_version: embedded.version.to_owned(),
-        architecture: std::env::consts::ARCH.to_owned(),
-        metadata: config.metadata.clone(),
-        state: agent.state.announced(),
-    };
+    let registration = registration(&agent.host, agent.state.announced());
     let (api, is_idle) = (agent.host.api.clone(), agent.state.ids().is_none());
     let registering = tokio::spawn(async move {
         loop {
@@ -146,7 +148,10 @@ pub async fn start(config: Config) -> Result<(), Error> {
         }
     });
     let open_session = move |registered: &Registered, state| {
-        let heartbeat = if registered.heartbeat == 0 { HEARTBEAT } else { Duration::from_secs(registered.heartbeat) };
+        let heartbeat = match registered.heartbeat {
+            0 => HEARTBEAT,
+            seconds => Duration::from_secs(seconds.min(MAXIMUM_HEARTBEAT)),
+        };
         Session::start(session::Settings {
             network: network.clone(),
             tls: Arc::clone(&tls),
@@ -158,7 +163,12 @@ pub async fn start(config: Config) -> Result<(), Error> {
             state,
         })
     };
-    agent.work(events, registering, open_session, signals).await
+    let watch_spot = spot::endpoint(|name| std::env::var(name).ok());
+    let notice = match watch_spot {
+        Some(endpoint) => tokio::spawn(spot::notice(agent.host.http.clone(), endpoint)),
+        None => tokio::spawn(std::future::pending()),
+    };
+    agent.work(events, registering, open_session, notice, signals).await
 }
 
 type Registering = tokio::task::JoinHandle<Result<Registered, api_client::Error>>;
@@ -181,6 +191,16 @@ impl Host {
 
     fn transfer(&self, ids: Ids, directory: PathBuf) -> Transfer {
         Transfer::new(self.store(ids), self.config.key.clone(), directory)
+    }
+}
+
+fn registration(host: &Host, state: WorkerState) -> Registration {
+    Registration {
+        launcher_version: env!("CARGO_PKG_VERSION").to_owned(),
+        worker_version: host.embedded.version.to_owned(),
+        architecture: std::env::consts::ARCH.to_owned(),
+        metadata: host.config.metadata.clone(),
+        state,
     }
 }
 
@@ -207,6 +227,8 @@ struct Present {
     server: watch::Receiver<Option<Arc<WorkerServer>>>,
     /// What the control plane is told, in order.
     reports: mpsc::UnboundedSender<Said>,
+    /// How it ended, where that could not be put on disk.
+    unkept: Option<Kept>,
 }
 
 enum Said {
@@ -231,15 +253,23 @@ impl Agent {
         mut events: mpsc::Receiver<events::Message>,
         mut registering: Registering,
         open_session: impl Fn(&Registered, WorkerState) -> Result<Opened, session::Error>,
+        mut notice: tokio::task::JoinHandle<spot::Notice>,
         mut signals: Signals,
     ) -> Result<(), Error> {
-        let mut told_to_end = false;
+        let (mut told_to_end, mut is_noticed, mut was_connected) = (false, false, false);
+        let mut again = None;
         let mut messages: Option<mpsc::Receiver<session::Event>> = None;
         while !self.done {
             let timer = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
             let event = tokio::select! {
                 Some((assignment, event)) = events.recv() => self.of_present(assignment, event),
-                Some(event) = next(&mut messages) => session_event(event),
+                Some(event) = next(&mut messages) => {
+                    // The control plane may have lost or forgotten this launcher meanwhile.
+                    if matches!(event, session::Event::Connected) && std::mem::replace(&mut was_connected, true) {
+                        again = self.register_again();
+                    }
+                    session_event(event)
+                }
                 registered = &mut registering, if messages.is_none() => {
                     // A task of ours that panics is a mistake; there is nothing to go on with.
                     let registered = registered.expect("registering does not panic")?;
@@ -247,6 +277,14 @@ impl Agent {
                     self.session = Some(session);
                     messages = Some(receiver);
                     registered.drained.then_some(Event::Drain)
+                }
+                noticed = &mut notice, if !is_noticed => {
+                    is_noticed = true;
+                    // It was watched for in vain from then on, which is no reason to end what runs.
+                    noticed.ok().map(|spot::Notice { action, left }| {
+                        tracing::warn!("this host is taken away in {} s ({action}): taking no other run", left.as_secs());
+                        Event::SpotNotice { left }
+                    })
                 }
                 () = signals.next() => {
                     let (event, doing) = if told_to_end {
@@ -270,6 +308,10 @@ impl Agent {
             }
         }
         registering.abort();
+        notice.abort();
+        if let Some(again) = again {
+            again.abort();
+        }
         let Some(session) = self.session.take() else { return Ok(()) };
         // With a run whose end nobody could be told yet it comes back under the same identifier.
         if self.present.is_none()
@@ -280,6 +322,18 @@ impl Agent {
         session.close().await;
         tracing::info!("done");
         Ok(())
+    }
+
+    fn register_again(&self) -> Option<tokio::task::JoinHandle<()>> {
+        if self.state.intake == Intake::Leaving {
+            return None;
+        }
+        let (host, registration) = (Arc::clone(&self.host), registration(&self.host, self.state.announced()));
+        Some(tokio::spawn(async move {
+            if let Err(error) = host.api.register(&registration, Some(REGISTER_AGAIN)).await {
+                tracing::warn!(%error, "not registered again");
+            }
+        }))
     }
 
     /// What is said of another stage than the present one comes late.
@@ -304,6 +358,7 @@ impl Agent {
                         let _ = cancel.send(());
                     }
                 }
+                Action::Remember(stop) => self.remember(stop),
                 Action::ReportState(state) => self.say(Said::State(state)),
                 Action::Report(report) => {
                     tracing::info!(run = %self.run(), outcome = ?report.outcome, "{}", report.message);
@@ -329,7 +384,7 @@ impl Agent {
                 Action::ClearTimer(timer) => {
                     self.timers.remove(&timer);
                 }
-                Action::Keep(kept) => self.keep(&kept),
+                Action::Keep(kept) => self.keep(kept),
                 Action::Flush => self.flush(),
                 Action::CleanUp => self.clean_up().await,
                 Action::Exit => self.done = true,
@@ -377,10 +432,11 @@ impl Agent {
     /// Everything that a run has from its beginning to its end, on disk before anything else is done for it.
     async fn begin(&mut self, ids: Ids, stage: Stage) {
         let directory = self.slot.run_directory();
-        let entry = Entry { run: ids.run, assignment: ids.assignment, stage };
-        let begun = self.slot.begin(&entry).and_then(|()| self.slot.new_run_directory());
+        let entry = Entry { run: ids.run, assignment: ids.assignment, stage, begun: slot::now() };
+        // What an earlier run left is put aside first: under the new entry it would be taken for this one's.
+        let begun = self.slot.new_run_directory().and_then(|_| self.slot.begin(&entry));
         let log = match begun {
-            Ok(_) => self.open_log(ids).await,
+            Ok(()) => self.open_log(ids).await,
             Err(error) => Err(error.to_string()),
         };
         if let Err(reason) = &log {
@@ -398,7 +454,7 @@ impl Agent {
     fn with_log(&self, ids: Ids, directory: PathBuf, log: Result<RunLog, String>) -> Present {
         let (reports, receiver) = mpsc::unbounded_channel();
         tokio::spawn(report(Arc::clone(&self.host), ids, receiver, self.sender(ids)));
-        Present { ids, directory, log, cancel: None, server: watch::channel(None).1, reports }
+        Present { ids, directory, log, cancel: None, server: watch::channel(None).1, reports, unkept: None }
     }
 
     fn prepare(&mut self, job: Job) {
@@ -444,16 +500,27 @@ impl Agent {
         });
     }
 
-    fn keep(&self, kept: &Kept) {
+    fn remember(&self, stop: Stopping) {
         let Some(present) = &self.present else { return };
-        if let Err(error) = slot::keep_end(&present.directory, kept) {
-            tracing::error!(run = %present.ids.run, %error, "how the run ended is not on disk");
+        if let Err(error) = slot::keep_stop(&present.directory, stop) {
+            tracing::error!(run = %present.ids.run, %error, "why the run is ended is not on disk");
         }
     }
 
-    fn flush(&self) {
-        let Some(present) = &self.present else { return };
-        let (sender, log, server) = (self.sender(present.ids), present.log.clone(), self.server());
+    fn keep(&mut self, kept: Kept) {
+        let Some(present) = &mut self.present else { return };
+        if let Err(error) = slot::keep_end(&present.directory, &kept) {
+            tracing::error!(run = %present.ids.run, %error, "how the run ended is not on disk");
+            // The run itself may have filled it.
+            present.unkept = Some(kept);
+        }
+    }
+
+    fn flush(&mut self) {
+        let server = self.server();
+        let Some(present) = &mut self.present else { return };
+        let (log, directory, unkept) = (present.log.clone(), present.directory.clone(), present.unkept.take());
+        let sender = Sender::new(self.sender.clone(), present.ids.assignment);
         let (host, name) = (Arc::clone(&self.host), present.container());
         tokio::spawn(async move {
             if let Some(server) = server {
@@ -461,14 +528,27 @@ impl Agent {
             }
             // Nobody is told of an end while the container could still do something.
             prepare::remove(&host.engine, &name).await;
-            let summary = match log {
-                Ok(log) => log.flush_for_good().await.unwrap_or_else(empty_log),
+            // Nobody needs the run's files any more, and the log may need the room.
+            let emptied = tokio::task::spawn_blocking(move || {
+                slot::empty_workspace(&directory);
+                unkept.map_or(Ok(()), |kept| slot::keep_end(&directory, &kept))
+            });
+            if let Ok(Err(error)) = emptied.await {
+                tracing::error!(%error, "how the run ended is not on disk");
+            }
+            let delivered = match log {
+                Ok(log) => log.flush_for_good().await,
                 Err(reason) => {
                     tracing::error!("there is no log: {reason}");
-                    empty_log()
+                    Delivered::Unwanted
                 }
             };
-            sender.send(Event::Flushed(summary)).await;
+            let event = match delivered {
+                Delivered::Whole(summary) => Event::Flushed(summary),
+                Delivered::Unwanted => Event::Flushed(LogSummary::empty()),
+                Delivered::Damaged(reason) => Event::LogDamaged(reason),
+            };
+            sender.send(event).await;
         });
     }
 
@@ -486,7 +566,8 @@ impl Agent {
 
     /// What a launcher before this one has begun and not ended: its container, if it lives, goes on with this one.
     async fn recover(&mut self) -> Result<Vec<Action>, Error> {
-        let Some(Entry { run, assignment, stage }) = self.slot.journal()? else {
+        tokio::task::spawn_blocking(self.slot.sweep());
+        let Some(Entry { run, assignment, stage, begun }) = self.slot.journal()? else {
             self.slot.put_aside()?;
             tokio::task::spawn_blocking(self.slot.sweep());
             return Ok(vec![]);
@@ -496,7 +577,8 @@ impl Agent {
         slot::private_directory(&directory)?;
         let log = self.open_log(ids).await;
         let mut present = self.with_log(ids, directory, log);
-        let found = self.find(&mut present).await?;
+        let age = Duration::from_secs(slot::now().saturating_sub(begun));
+        let found = self.find(&mut present, age).await?;
         tracing::info!(%run, "the run that was begun before: {found:?}");
         self.present = Some(present);
         let (state, actions) = run::recovered(self.state.clone(), ids, stage, found);
@@ -523,12 +605,13 @@ impl Agent {
         }
     }
 
-    async fn find(&self, present: &mut Present) -> Result<Found, Error> {
+    async fn find(&self, present: &mut Present, age: Duration) -> Result<Found, Error> {
         if let Some(kept) = slot::kept_end(&present.directory)? {
             return Ok(Found::Ended(kept));
         }
         let name = present.container();
         let said = slot::Said::kept(&present.directory)?.unwrap_or_default();
+        let stop = slot::kept_stop(&present.directory)?;
         let is_alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
         let session = slot::session(&present.directory);
         if let (true, Err(error)) = (is_alive, &session) {
@@ -551,13 +634,14 @@ impl Agent {
                     drop(sender);
                     present.server = receiver;
                     prepare::watch_container(Arc::clone(&self.host), name, self.sender(present.ids));
-                    return Ok(Found::Alive { workspace: said.workspace, outputs: said.outputs });
+                    let slot::Said { outcome, workspace, outputs } = said;
+                    return Ok(Found::Alive { workspace, outputs, said: outcome, stop, age });
                 }
                 Err(error) => tracing::error!(%error, "cannot go on with the run"),
             }
         }
         let slot::Said { outcome, workspace, outputs } = said;
-        Ok(outcome.map_or(Found::Lost, |outcome| {
+        Ok(outcome.map_or(Found::Lost { stop }, |outcome| {
             Found::Ended(Kept { end: run::end_of(outcome, self.state.limits), workspace, outputs })
         }))
     }
@@ -637,12 +721,6 @@ fn session_event(event: session::Event) -> Option<Event> {
             ToWorker::Cycle {} => Event::Cycle,
         }),
     }
-}
-
-fn empty_log() -> LogSummary {
-    use sha2::Digest as _;
-    let sha256 = sha2::Sha256::digest(b"").iter().map(|byte| format!("{byte:02x}")).collect();
-    LogSummary { chunks: 0, lines: 0, bytes: 0, sha256 }
 }
 
 fn exit_of(exit: docker::Exit) -> Exit {

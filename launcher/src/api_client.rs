@@ -17,7 +17,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::network::{Backoff, chain};
+use crate::network::{Backoff, chain, is_loopback};
 
 /// How long an attempt may take from connecting to the last byte of the answer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -104,6 +104,11 @@ impl ApiClient {
         let path = base.path().trim_end_matches('/').to_owned();
         base.set_path(&path);
         Ok(Self { http, base, key: Arc::new(key), pool, worker })
+    }
+
+    /// Whether the control plane is on this host, as on a developer's machine.
+    pub(crate) fn is_on_this_host(&self) -> bool {
+        self.base.host_str().is_some_and(is_loopback)
     }
 
     /// Says that this worker is there. `deadline`, here and below, is for how long to try; none: until there is an answer.
@@ -257,6 +262,10 @@ impl ApiClient {
             status if status.is_server_error() => {
                 Attempt::Again { reason: format!("{status}: {}", message(&body)), wait }
             }
+            // Somebody on the way, who knows nothing of runs: a load balancer without its servers, or a proxy.
+            status if status.is_client_error() && !is_problem(&body) => {
+                Attempt::Again { reason: format!("{status}, which is not from the API itself"), wait }
+            }
             StatusCode::CONFLICT => {
                 Attempt::Failed(Error::Gone { request: request.name.clone(), message: message(&body) })
             }
@@ -327,6 +336,11 @@ impl Request {
         }
         Attempt::Again { reason: explain(&error), wait: None }
     }
+}
+
+/// Whether the control plane itself says what is wrong.
+fn is_problem(body: &[u8]) -> bool {
+    serde_json::from_slice::<Problem>(body).is_ok()
 }
 
 /// What a failed connection was about, and what to do.

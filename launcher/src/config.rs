@@ -288,6 +288,12 @@ impl Config {
         let directory = reader.path(DIRECTORY).unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
         let docker_config_dir = reader.path(DOCKER_CONFIG_DIR);
         let network = containers::name(&mut reader, NETWORK).unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
+        if network == "host" {
+            reader.warn(format_args!(
+                "{NETWORK} is `host`: every run can then reach what listens on this host alone, and the instance metadata \
+                 service with the host's own role"
+            ));
+        }
         let runtime = containers::name(&mut reader, RUNTIME);
         let mounts = containers::mounts(&mut reader);
         let logs_timeout = reader.duration(LOGS_TIMEOUT).unwrap_or(DEFAULT_LOGS_TIMEOUT);

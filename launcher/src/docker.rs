@@ -29,7 +29,7 @@ use bollard::query_parameters::{
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use spacelift_worker::protocol;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
 
 pub use pull::Problem as PullProblem;
@@ -275,7 +275,9 @@ impl Engine {
     pub async fn create(&self, spec: &ContainerSpec) -> Result<Created, Error> {
         let action = format!("create the container `{}`", spec.name);
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
-        let created = self.within(&action, SLOW_LIMIT, self.docker.create_container(Some(options), body(spec))).await;
+        // The client's own limit would end it before.
+        let docker = self.docker.clone().with_timeout(SLOW_LIMIT);
+        let created = self.within(&action, SLOW_LIMIT, docker.create_container(Some(options), body(spec))).await;
         match created {
             Ok(created) => Ok(Created { id: created.id, existed: false, warnings: created.warnings }),
             Err(Error::Refused { status: 409, reason, .. }) => {
@@ -291,13 +293,28 @@ impl Engine {
         }
     }
 
-    /// Starts a container. One that runs already is as good.
+    /// Starts a container, once. One that runs already is as good, and so is one of which it shows later that it was started:
+    /// an engine that is restarted meanwhile gives no answer.
     ///
     /// # Errors
-    /// The engine refuses.
+    /// The engine refuses, or does not come back in time.
     pub async fn start(&self, id: &str) -> Result<(), Error> {
-        let started = self.docker.start_container(id, None::<StartContainerOptions>);
-        self.within(&format!("start the container {id}"), SLOW_LIMIT, started).await
+        let docker = self.docker.clone().with_timeout(SLOW_LIMIT);
+        let started = docker.start_container(id, None::<StartContainerOptions>);
+        let error = match self.within(&format!("start the container {id}"), SLOW_LIMIT, started).await {
+            Err(error) if error.is_transient() => error,
+            done => return done,
+        };
+        // Not asked for again: it could have run and ended.
+        let begun = Instant::now();
+        while begun.elapsed() < SLOW_LIMIT {
+            match self.inspect(id).await {
+                Ok(Some(Found { state: State::Created, .. }) | None) => return Err(error),
+                Ok(Some(_)) => return Ok(()),
+                Err(_) => sleep(LONGEST_PAUSE).await,
+            }
+        }
+        Err(error)
     }
 
     /// Waits until a container that was started has ended. While the engine does not answer, it goes on waiting.
@@ -361,8 +378,18 @@ impl Engine {
         let docker = self.docker.clone().with_timeout(SLOW_LIMIT);
         let removed = docker.remove_container(id, Some(options));
         match self.within(&format!("remove the container {id}"), SLOW_LIMIT, removed).await {
-            // 409: somebody else is removing it.
-            Err(Error::Refused { status: 404 | 409, .. }) => Ok(()),
+            Err(Error::Refused { status: 404, .. }) => Ok(()),
+            // It is being removed already. It is not gone before it is.
+            Err(error @ Error::Refused { status: 409, .. }) => {
+                let begun = Instant::now();
+                while begun.elapsed() < SLOW_LIMIT {
+                    if self.inspect(id).await?.is_none() {
+                        return Ok(());
+                    }
+                    sleep(LONGEST_PAUSE).await;
+                }
+                Err(error)
+            }
             other => other,
         }
     }

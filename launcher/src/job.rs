@@ -33,6 +33,21 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// What is to be checked out is not what the run is said to be of.
+    #[error(
+        "the control plane names commit `{commit}` for the run, and another one, `{checkout}`, for its source. A policy would decide on the first and the second would be executed"
+    )]
+    Commit {
+        /// Of the run.
+        commit: String,
+        /// Of the source.
+        checkout: String,
+    },
+    /// An archive that nobody could check.
+    #[error(
+        "the control plane does not say which archive the source is: its SHA-256 is missing. It is of another release"
+    )]
+    Archive,
 }
 
 /// The documented name of a type of run.
@@ -45,6 +60,12 @@ pub fn run_type(run_type: RunType) -> &'static str {
         RunType::Testing => "testing",
         RunType::Destroy => "destroy",
     }
+}
+
+/// The same where policies see it.
+#[must_use]
+pub fn run_type_for_policies(run_type: RunType) -> String {
+    self::run_type(run_type).to_uppercase()
 }
 
 /// The image that a job's container is made of.
@@ -78,6 +99,15 @@ pub fn for_worker(job: &Job, config: &Config) -> Result<protocol::Job, Error> {
         value: variable.value.clone(),
         secret: variable.secret,
     });
+    if let Source::Git { commit, .. } = &job.source
+        && *commit != job.commit
+    {
+        return Err(Error::Commit { commit: job.commit.clone(), checkout: commit.clone() });
+    }
+    let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if job.source == (Source::Archive {}) && !job.source_sha256.as_ref().is_some_and(is_digest) {
+        return Err(Error::Archive);
+    }
     let (source, git) = source(&job.source, config)?;
     let api::Hooks {
         before_init,

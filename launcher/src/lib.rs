@@ -15,6 +15,7 @@
 //! - [`run_log`], [`spool`], [`upload`], [`transfer`], [`sealed`]: what a run leaves, on its way to the object store.
 //! - [`job`], [`worker_server`]: what the worker of a run is told, and says.
 //! - [`slot`]: what the launcher remembers on its host.
+//! - [`output`]: what the launcher itself prints.
 //! - [`exit_code`]: what the launcher's exit codes mean.
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
@@ -43,6 +44,8 @@ pub mod job;
 pub mod worker_server;
 
 pub mod slot;
+pub mod spot;
 pub mod worker_binary;
 
 pub mod exit_code;
+pub mod output;

@@ -8,15 +8,22 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use spacelift_launcher::config::{Config, Problems};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
-use spacelift_launcher::{agent, check, exit_code};
+use spacelift_launcher::{agent, check, exit_code, output};
 use spacelift_worker::build_info::BuildInfo;
 
 use command::{Command, Format};
+
+/// How long the last lines of the launcher's log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+/// Far more than a launcher has open at once.
+const MAXIMUM_DESCRIPTORS: u64 = 65_536;
 
 fn main() -> ExitCode {
     let info = spacelift_worker::build_info!("spacelift-launcher", worker = env!("SPACELIFT_WORKER_NOTE"));
@@ -129,6 +136,9 @@ fn start(info: &BuildInfo) -> Result<(), Failure> {
     if worker_binary::embedded().is_none() {
         return Err(Failure::NoWorker { description: one_line(info) });
     }
+    // The pool's key is in it: no core of a crash has it then, and no other process of the same user reads it.
+    spacelift_worker::init::hide_memory().map_err(Failure::Runtime)?;
+    raise_descriptors();
     logging::start();
     let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
     tracing::info!("{}", one_line(info));
@@ -136,7 +146,20 @@ fn start(info: &BuildInfo) -> Result<(), Failure> {
     let result = runtime.block_on(agent::start(config)).map_err(Failure::Agent);
     // What still waits, such as a name that is being looked up, must not keep the process.
     runtime.shutdown_background();
+    output::finish(LAST_LINES);
     result
+}
+
+/// Sockets and files, as many as the host allows: what is missing then is the way to stop a run.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(MAXIMUM_DESCRIPTORS).min(MAXIMUM_DESCRIPTORS);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+        if let Err(error) = raised {
+            say(&format_args!("cannot raise the limit of open files: {error}"));
+        }
+    }
 }
 
 fn extract_worker(directory: &Path) -> Result<(), Failure> {

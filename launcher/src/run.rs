@@ -26,6 +26,10 @@ const KILL_AGAIN: Duration = Duration::from_secs(30);
 /// What is added to a stop's grace before the container is killed: the worker kills the job itself when the grace is over and
 /// then executes `after_run`.
 const AFTER_RUN_GRACE: Duration = Duration::from_secs(60);
+/// What SIGTERM is for when there is no time.
+const SHORTEST_GRACE: Duration = Duration::from_secs(5);
+/// What is kept of a host's last minutes for the end of a log and for the outcome.
+const DELIVERY: Duration = Duration::from_secs(30);
 
 /// Limits of every run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +127,7 @@ pub struct Present {
 }
 
 /// A run is being ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopping {
     /// The first reason. It decides the outcome.
     pub reason: Stop,
@@ -132,7 +136,7 @@ pub struct Stopping {
 }
 
 /// Why a run is ended before it has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stop {
     /// Somebody stopped it.
     User,
@@ -143,23 +147,36 @@ pub enum Stop {
     /// The launcher is to exit at once.
     Shutdown,
     /// The host is being taken away.
-    Spot,
+    Spot {
+        /// How long it is still there.
+        left: Duration,
+    },
     /// Its log is more than can be kept.
     LogLimit,
+    /// Its log cannot be written to the disk.
+    Disk,
 }
 
 impl Stop {
     /// How long the job may take between SIGTERM and SIGKILL.
     #[must_use]
     pub fn grace(self) -> Duration {
-        Duration::from_secs(match self {
+        match self {
             // As long as Terraform takes to end what it has begun and to give its lock back.
-            Self::User | Self::RunTimeout | Self::LogsTimeout => 120,
-            // Of the two minutes that a notice gives, one remains for what follows.
-            Self::Spot => 45,
-            Self::LogLimit => 30,
-            Self::Shutdown => 5,
-        })
+            Self::User | Self::RunTimeout | Self::LogsTimeout => Duration::from_secs(120),
+            // Of the two minutes that a notice gives, this leaves as much again for `after_run`, and the rest for the log.
+            Self::Spot { left } => (left.saturating_sub(DELIVERY) / 2).clamp(SHORTEST_GRACE, Duration::from_secs(45)),
+            Self::LogLimit | Self::Disk => Duration::from_secs(30),
+            Self::Shutdown => SHORTEST_GRACE,
+        }
+    }
+
+    /// How long `after_run` may take once the job has ended or was killed. Then the container is killed.
+    fn after_run(self) -> Duration {
+        match self {
+            Self::Spot { .. } => self.grace(),
+            _ => AFTER_RUN_GRACE,
+        }
     }
 
     fn outcome(self) -> Outcome {
@@ -168,8 +185,9 @@ impl Stop {
             Self::RunTimeout => Outcome::RunTimeout,
             Self::LogsTimeout => Outcome::LogsTimeout,
             Self::Shutdown => Outcome::Shutdown,
-            Self::Spot => Outcome::SpotInterruption,
+            Self::Spot { .. } => Outcome::SpotInterruption,
             Self::LogLimit => Outcome::LogLimit,
+            Self::Disk => Outcome::Unable,
         }
     }
 
@@ -186,7 +204,8 @@ impl Stop {
                 limits.logs.as_secs()
             ),
             Self::Shutdown => "the launcher was told to end at once".to_owned(),
-            Self::Spot => "the worker's host is being taken away".to_owned(),
+            Self::Spot { .. } => "the worker's host is being taken away".to_owned(),
+            Self::Disk => "its log cannot be kept: the disk of the worker's host is full, or fails".to_owned(),
             Self::LogLimit => "it logged more than the worker's host can keep until the log is delivered".to_owned(),
         }
     }
@@ -263,6 +282,8 @@ pub enum Timer {
     Logs,
     /// For its end.
     Grace,
+    /// For the delivery of what it left, when the launcher is to exit at once.
+    Delivery,
 }
 
 /// What happened.
@@ -283,7 +304,10 @@ pub enum Event {
     /// Second SIGTERM.
     Kill,
     /// The host will be taken away.
-    SpotNotice,
+    SpotNotice {
+        /// How long it is still there.
+        left: Duration,
+    },
     /// The run is this launcher's.
     Claimed(Box<Job>),
     /// It is not, or could not be had.
@@ -298,6 +322,8 @@ pub enum Event {
     Logged,
     /// The log is more than can be kept.
     LogLimitReached,
+    /// The log cannot be written to the disk.
+    DiskFailed,
     /// The worker began a phase.
     Phase(Phase),
     /// The workspace is in the object store.
@@ -314,6 +340,8 @@ pub enum Event {
     Elapsed(Timer),
     /// The whole log is in the object store.
     Flushed(LogSummary),
+    /// What is left of the log on this host cannot be read, and why.
+    LogDamaged(String),
     /// The control plane has the outcome, or does not want it.
     Reported,
 }
@@ -321,6 +349,8 @@ pub enum Event {
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
+    /// Write to disk that the run is being ended: a launcher that is started again goes on with that.
+    Remember(Stopping),
     /// Say over MQTT what the launcher does.
     Announce(WorkerState),
     /// Ask for a run: answered by [`Event::Claimed`] or [`Event::ClaimFailed`].
@@ -400,11 +430,20 @@ pub enum Found {
         workspace: bool,
         /// Whether its outputs are.
         outputs: bool,
+        /// What the worker said last.
+        said: Option<WorkerOutcome>,
+        /// Why it was being ended.
+        stop: Option<Stopping>,
+        /// How long ago it was begun.
+        age: Duration,
     },
     /// How it had ended, which nobody was told yet.
     Ended(Kept),
     /// Nothing.
-    Lost,
+    Lost {
+        /// Why it was being ended.
+        stop: Option<Stopping>,
+    },
 }
 
 /// The state of a launcher that finds that one before it had begun a run.
@@ -413,19 +452,25 @@ pub fn recovered(state: State, ids: Ids, stage: Stage, found: Found) -> (State, 
     let limits = state.limits;
     let nothing = Present { ids, stage, workspace: false, outputs: false };
     let (activity, actions) = match found {
-        Found::Alive { workspace, outputs } => {
-            // How long the run has taken already is not known. It may take as long again.
-            let actions = vec![
-                Action::Log("The launcher was started again and goes on with the run.".to_owned()),
-                Action::SetTimer(Timer::Run, limits.run),
-                Action::SetTimer(Timer::Logs, limits.logs),
-            ];
-            (Activity::Executing { run: Present { workspace, outputs, ..nothing }, stop: None, said: None }, actions)
+        Found::Alive { workspace, outputs, said, stop, age } => {
+            let mut actions = vec![Action::Log("The launcher was started again and goes on with the run.".to_owned())];
+            match (&said, stop) {
+                // What it said before that may have to be said again.
+                (Some(_), _) => actions.push(Action::SetTimer(Timer::Grace, AFTER_RUN_GRACE)),
+                (None, Some(stop)) => actions.extend(stop_worker(stop, limits)),
+                (None, None) => {
+                    let left = limits.run.saturating_sub(age);
+                    actions.push(Action::SetTimer(Timer::Run, left));
+                    actions.push(Action::SetTimer(Timer::Logs, limits.logs));
+                }
+            }
+            (Activity::Executing { run: Present { workspace, outputs, ..nothing }, stop, said }, actions)
         }
         Found::Ended(Kept { end, workspace, outputs }) => {
             (Activity::Flushing { run: Present { workspace, outputs, ..nothing }, end }, vec![Action::Flush])
         }
-        Found::Lost => {
+        Found::Lost { stop: Some(stop) } => ended(nothing, stopped(stop, limits)),
+        Found::Lost { stop: None } => {
             let message = "the launcher ended while it had the run, and the run's container does not run any more";
             ended(nothing, End { outcome: Outcome::LauncherLost, message: message.to_owned(), changes: None })
         }
@@ -451,11 +496,13 @@ pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
         Event::Undrain => intake(state, Intake::Open),
         Event::Cycle | Event::Terminate => intake(state, Intake::Leaving),
         Event::Kill => leave(state, Stop::Shutdown),
-        Event::SpotNotice => leave(state, Stop::Spot),
+        Event::SpotNotice { left } => leave(state, Stop::Spot { left }),
         Event::LogLimitReached => stop(state, Stop::LogLimit),
+        Event::DiskFailed => stop(state, Stop::Disk),
         Event::Elapsed(Timer::Run) => stop(state, Stop::RunTimeout),
         Event::Elapsed(Timer::Logs) => stop(state, Stop::LogsTimeout),
         Event::Elapsed(Timer::Grace) => grace_over(state),
+        Event::Elapsed(Timer::Delivery) => delivery_over(state),
         event => run_event(state, event),
     };
     let after = state.announced();
@@ -482,8 +529,16 @@ fn intake(state: State, wanted: Intake) -> (State, Vec<Action>) {
 
 fn leave(state: State, reason: Stop) -> (State, Vec<Action>) {
     let (state, mut actions) = intake(state, Intake::Leaving);
-    // Only the way to control plane and object store keeps it. How the run ended is on disk, for the launcher's next start.
-    if reason == Stop::Shutdown && matches!(state.activity, Activity::Flushing { .. } | Activity::Reporting { .. }) {
+    // Only the way to control plane and object store keeps it, or an engine that does not answer. What the run is in is on
+    // disk, for the launcher's next start.
+    let is_waiting = match &state.activity {
+        Activity::Flushing { .. } | Activity::Reporting { .. } => true,
+        Activity::Preparing { stop, .. } | Activity::Executing { stop, .. } => {
+            stop.is_some_and(|stop| stop.pace == Stop::Shutdown)
+        }
+        Activity::Idle | Activity::Claiming { .. } => false,
+    };
+    if reason == Stop::Shutdown && is_waiting {
         actions.push(Action::Exit);
         return (state, actions);
     }
@@ -507,20 +562,32 @@ fn stop(mut state: State, reason: Stop) -> (State, Vec<Action>) {
         return (state, vec![]);
     }
     let first = stop.is_none();
-    *stop = Some(Stopping { reason: stop.map_or(reason, |present| present.reason), pace: reason });
+    let stopping = Stopping { reason: stop.map_or(reason, |present| present.reason), pace: reason };
+    *stop = Some(stopping);
     let mut actions = vec![];
     if begun.is_some() {
+        actions.push(Action::Remember(stopping));
         actions.push(Action::Log(format!("The run is ended: {}.", reason.reason(limits))));
     }
     match begun {
-        Some(true) => {
-            actions.push(Action::StopWorker { grace: reason.grace(), reason: reason.reason(limits) });
-            actions.push(Action::SetTimer(Timer::Grace, reason.grace() + AFTER_RUN_GRACE));
-        }
+        Some(true) => actions.extend(stop_worker(stopping, limits)),
         Some(false) if first => actions.push(Action::CancelPreparation),
         _ => {}
     }
     (state, actions)
+}
+
+fn stop_worker(Stopping { pace, .. }: Stopping, limits: Limits) -> [Action; 2] {
+    [
+        Action::StopWorker { grace: pace.grace(), reason: pace.reason(limits) },
+        Action::SetTimer(Timer::Grace, pace.grace() + pace.after_run()),
+    ]
+}
+
+/// How it ended is on disk, for the launcher's next start.
+fn delivery_over(state: State) -> (State, Vec<Action>) {
+    let is_waiting = matches!(state.activity, Activity::Flushing { .. } | Activity::Reporting { .. });
+    (state, if is_waiting { vec![Action::Exit] } else { vec![] })
 }
 
 fn grace_over(state: State) -> (State, Vec<Action>) {
@@ -535,6 +602,12 @@ fn grace_over(state: State) -> (State, Vec<Action>) {
 fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
     let State { activity, intake, limits } = state;
     let was_idle = activity == Activity::Idle;
+    let is_hurried = match &activity {
+        Activity::Preparing { stop, .. } | Activity::Executing { stop, .. } => {
+            stop.is_some_and(|stop| stop.pace == Stop::Shutdown)
+        }
+        _ => false,
+    };
     let (activity, mut actions) = match (activity, event) {
         (Activity::Claiming { stop, .. }, Event::Claimed(job)) => claimed(*job, stop, limits),
         (Activity::Claiming { .. }, Event::ClaimFailed) => (Activity::Idle, vec![]),
@@ -567,7 +640,7 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
         (Activity::Executing { run, stop, said }, Event::Phase(phase)) => {
             let mut actions: Vec<Action> = run_state(run.stage, phase).map(Action::ReportState).into_iter().collect();
             // A test always destroys what it made, also when it is stopped: it gets the time of a run for that.
-            let is_hurried = stop.is_some_and(|stop| matches!(stop.pace, Stop::Shutdown | Stop::Spot));
+            let is_hurried = stop.is_some_and(|stop| matches!(stop.pace, Stop::Shutdown | Stop::Spot { .. }));
             if phase == Phase::Destroying && run.stage == Stage::Test && stop.is_some() && !is_hurried {
                 actions.push(Action::SetTimer(Timer::Grace, limits.run));
             }
@@ -603,9 +676,21 @@ fn run_event(state: State, event: Event) -> (State, Vec<Action>) {
             let report = Report { assignment: ids.assignment, outcome, message, changes, log, workspace, outputs };
             (Activity::Reporting { run }, vec![Action::Report(Box::new(report))])
         }
+        (Activity::Flushing { run, .. }, Event::LogDamaged(reason)) => {
+            let message = format!("its log on the worker's host is damaged, and a part of it is lost: {reason}");
+            let Present { ids, workspace, outputs, .. } = run;
+            let log = LogSummary::empty();
+            let outcome = Outcome::Unable;
+            let report =
+                Report { assignment: ids.assignment, outcome, message, changes: None, log, workspace, outputs };
+            (Activity::Reporting { run }, vec![Action::Report(Box::new(report))])
+        }
         (Activity::Reporting { .. }, Event::Reported) => (Activity::Idle, vec![Action::CleanUp]),
         (activity, _) => (activity, vec![]),
     };
+    if is_hurried && matches!(activity, Activity::Flushing { .. }) {
+        actions.push(Action::SetTimer(Timer::Delivery, DELIVERY));
+    }
     if activity == Activity::Idle && !was_idle && intake == Intake::Leaving {
         actions.push(Action::Exit);
     }
@@ -633,9 +718,8 @@ fn claimed(job: Job, stop: Option<Stopping>, limits: Limits) -> (Activity, Vec<A
 fn started(run: Present, stop: Option<Stopping>, limits: Limits) -> (Activity, Vec<Action>) {
     // Its silence counts from here on: what came before was the launcher's doing.
     let mut actions = vec![Action::SetTimer(Timer::Logs, limits.logs)];
-    if let Some(Stopping { reason, pace }) = stop {
-        actions.push(Action::StopWorker { grace: pace.grace(), reason: reason.reason(limits) });
-        actions.push(Action::SetTimer(Timer::Grace, pace.grace() + AFTER_RUN_GRACE));
+    if let Some(stop) = stop {
+        actions.extend(stop_worker(stop, limits));
     }
     (Activity::Executing { run, stop, said: None }, actions)
 }
@@ -681,8 +765,7 @@ fn container_end(stop: Option<Stopping>, said: Option<WorkerOutcome>, exit: &Exi
 }
 
 fn ended(run: Present, end: End) -> (Activity, Vec<Action>) {
-    let mut actions =
-        vec![Action::ClearTimer(Timer::Run), Action::ClearTimer(Timer::Logs), Action::ClearTimer(Timer::Grace)];
+    let mut actions: Vec<Action> = [Timer::Run, Timer::Logs, Timer::Grace].map(Action::ClearTimer).into();
     if end.outcome != Outcome::Finished && !end.message.is_empty() {
         actions.push(Action::Log(format!("The run has ended: {}.", end.message)));
     }

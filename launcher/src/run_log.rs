@@ -1,6 +1,5 @@
 //! The log of a run: kept and delivered by [`upload::Log`], and copied to standard output where that is wanted.
 
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +9,7 @@ use launcher_wire::api::LogSummary;
 use serde_json::json;
 use tokio::sync::RwLock;
 
-use crate::api_client;
+use crate::output::standard_output;
 use crate::run::Ids;
 use crate::spool;
 use crate::upload::{self, Store};
@@ -22,6 +21,20 @@ const MAXIMUM_LINE: usize = 64 * 1024;
 
 /// How long to wait before a log that could not be delivered is tried again.
 const FLUSH_AGAIN: Duration = Duration::from_secs(30);
+
+/// How often a log may be found damaged before nobody waits for it any more.
+const MAXIMUM_DAMAGED: u32 = 4;
+
+/// What became of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivered {
+    /// All of it is in the object store.
+    Whole(LogSummary),
+    /// The control plane does not want it any more.
+    Unwanted,
+    /// It cannot be read any more, and why.
+    Damaged(String),
+}
 
 /// The log of the present run. Clones are the same log.
 #[derive(Debug, Clone)]
@@ -113,32 +126,49 @@ impl RunLog {
         }
     }
 
-    /// Waits until all of it is in the object store, however long disk, control plane or object store refuse. None: the control
-    /// plane does not want it any more.
-    pub async fn flush_for_good(&self) -> Option<LogSummary> {
+    /// Opens it anew, with what is on the disk: what gave up before, or does not know what is on the disk, begins again.
+    ///
+    /// # Errors
+    /// The disk fails, or what is on it is damaged.
+    pub async fn reopen(&self) -> Result<(), upload::Error> {
+        let mut log = self.shared.log.write().await;
+        if let Some(log) = log.take() {
+            log.close().await;
+        }
+        let opened = upload::Log::open(self.shared.settings.clone()).await?;
+        self.shared.last_sequence.fetch_max(opened.acknowledged(), Ordering::AcqRel);
+        *log = Some(opened);
+        Ok(())
+    }
+
+    /// Waits until all of it is in the object store, however long disk, control plane or object store refuse.
+    pub async fn flush_for_good(&self) -> Delivered {
         if let Some(mut copy) = self.copy() {
             copy.end();
         }
+        let mut damaged = 0;
         loop {
             let flushed = match self.shared.log.read().await.as_ref() {
                 Some(log) => log.flush().await,
                 None => Err(closed().into()),
             };
             let error = match flushed {
-                Ok(summary) => return Some(summary),
+                Ok(summary) => return Delivered::Whole(summary),
                 Err(error) => error,
             };
             tracing::error!(%error, "the run's log is not delivered");
-            if is_unwanted(&error) {
-                return None;
+            if error.is_unwanted() {
+                return Delivered::Unwanted;
             }
+            damaged += u32::from(error.is_damage());
             tokio::time::sleep(FLUSH_AGAIN).await;
-            // What gave up before begins anew, with what is on the disk.
-            let mut log = self.shared.log.write().await;
-            drop(log.take());
-            match upload::Log::open(self.shared.settings.clone()).await {
-                Ok(opened) => *log = Some(opened),
-                Err(error) => tracing::error!(%error, "the run's log cannot be opened"),
+            if let Err(error) = self.reopen().await {
+                tracing::error!(%error, "the run's log cannot be opened");
+                damaged += u32::from(error.is_damage());
+            }
+            // Reading it again does not mend it.
+            if damaged >= MAXIMUM_DAMAGED {
+                return Delivered::Damaged(error.to_string());
             }
         }
     }
@@ -146,14 +176,6 @@ impl RunLog {
     fn copy(&self) -> Option<MutexGuard<'_, Copy>> {
         self.shared.copy.as_ref().map(|copy| copy.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-fn is_unwanted(error: &upload::Error) -> bool {
-    const NOT_FOUND: u16 = 404;
-    matches!(
-        error,
-        upload::Error::Api(api_client::Error::Gone { .. } | api_client::Error::Refused { status: NOT_FOUND, .. })
-    )
 }
 
 fn closed() -> spool::Error {
@@ -186,10 +208,9 @@ impl Copy {
         if self.rest.is_empty() {
             return;
         }
-        let line = self.line(now());
+        let line = format!("{}\n", self.line(now()));
         self.rest.clear();
-        // Whoever closed it does not want it any more; the log itself is not touched by that.
-        let _ = writeln!(io::stdout().lock(), "{line}");
+        standard_output().line(line.into_bytes());
     }
 
     fn line(&self, milliseconds: u64) -> String {

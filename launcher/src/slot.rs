@@ -1,24 +1,29 @@
 //! What a launcher remembers on its host: who it is, and which run it has begun.
 //!
 //! `DIR/pools/POOL/N/` belongs to one launcher at a time: several may run on one host, and each takes the first directory that
-//! no other has locked. So a launcher that is started again is the same worker as before and finds its own journal.
+//! no other has locked, one with a run that was begun before others. So a launcher that is started again is the same worker as
+//! before and finds its own journal.
+
+mod tree;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use launcher_wire::api::Stage;
 use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
 use rsa::rand_core::{OsRng, RngCore as _};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::run::{Kept, WorkerOutcome};
+use crate::run::{Kept, Stopping, WorkerOutcome};
 
 /// Launchers of one pool on one host. A host with more is a mistake.
 const MAXIMUM: usize = 1000;
+const JOURNAL: &str = "journal";
 
 /// Why a launcher has no place on its host.
 #[derive(Debug, thiserror::Error)]
@@ -63,30 +68,47 @@ pub struct Entry {
     pub assignment: AssignmentId,
     /// What this stage does.
     pub stage: Stage,
+    /// When, in seconds since 1970.
+    #[serde(default = "now")]
+    pub begun: u64,
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Slot {
-    /// Takes the first place that is free.
+    /// Takes the first place that is free and has a run that was begun, or else the first that is free.
     ///
     /// # Errors
     /// The directory cannot be used, or there are too many launchers.
     pub fn take(directory: &Path, pool: PoolId) -> Result<Self, Error> {
         let pool = directory.join("pools").join(pool.to_string());
+        let mut free = None;
         for number in 0..MAXIMUM {
             let directory = pool.join(number.to_string());
+            let is_new = !directory.exists();
+            if is_new && free.is_some() {
+                break;
+            }
             private_directory(&directory)?;
             let path = directory.join("lock");
             let lock = private_file().open(&path).map_err(failed("open", &path))?;
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    let worker = identity(&directory)?;
-                    return Ok(Self { directory, worker, _lock: lock });
+                Ok(()) if directory.join(JOURNAL).exists() => {
+                    free = Some((directory, lock));
+                    break;
                 }
+                Ok(()) => free = free.or(Some((directory, lock))),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(failed("lock", &path)(error.into())),
             }
         }
-        Err(Error::Full)
+        let (directory, lock) = free.ok_or(Error::Full)?;
+        let worker = identity(&directory)?;
+        Ok(Self { directory, worker, _lock: lock })
     }
 
     /// Who this launcher is.
@@ -130,14 +152,7 @@ impl Slot {
         let stale = self.directory.join("stale");
         move || {
             for path in fs::read_dir(&stale).into_iter().flatten().flatten().map(|entry| entry.path()) {
-                if fs::remove_dir_all(&path).is_err() {
-                    // Directories without permission to write, as tools leave them, keep their owner from removing what is in
-                    // them, too.
-                    allow(&path);
-                    if let Err(error) = fs::remove_dir_all(&path) {
-                        tracing::error!(path = %path.display(), %error, "cannot remove what is left of a run");
-                    }
-                }
+                remove(&path);
             }
         }
     }
@@ -156,7 +171,7 @@ impl Slot {
     /// It cannot be written.
     pub fn begin(&self, entry: &Entry) -> Result<(), Error> {
         let bytes = serde_json::to_vec(entry).expect("an entry has a JSON form");
-        write(&self.directory, "journal", &bytes)
+        write(&self.directory, JOURNAL, &bytes)
     }
 
     /// Forgets it, once nothing of it is left.
@@ -173,17 +188,17 @@ impl Slot {
     }
 
     fn journal_path(&self) -> PathBuf {
-        self.directory.join("journal")
+        self.directory.join(JOURNAL)
     }
 }
 
-/// Lets the owner of the directories in a tree write them. Links are not followed; what fails is seen when it is removed.
-fn allow(directory: &Path) {
-    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            allow(&entry.path());
+/// Removes a tree that a run may have made to be hard to remove. What is left is reported.
+fn remove(tree: &Path) {
+    match tree::remove(tree) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(path = %tree.display(), %error, "cannot remove what is left of a run");
         }
+        _ => {}
     }
 }
 
@@ -217,6 +232,8 @@ pub struct Said {
 
 const SAID: &str = "said";
 const END: &str = "end";
+const STOP: &str = "stop";
+const SOURCE: &str = "source-sha256";
 const SESSION: &str = "session";
 /// Random bytes of it.
 const SESSION_SIZE: usize = 32;
@@ -263,6 +280,51 @@ pub fn session(directory: &Path) -> Result<String, Error> {
         return Err(Error::Damaged { path, reason: format!("it has {} characters", session.len()) });
     }
     Ok(session)
+}
+
+/// Puts on disk why a run is being ended, in the directory of its files.
+///
+/// # Errors
+/// It cannot be written.
+pub fn keep_stop(directory: &Path, stop: Stopping) -> Result<(), Error> {
+    write(directory, STOP, &serde_json::to_vec(&stop).expect("it has a JSON form"))
+}
+
+/// Why a run was being ended, if that is on disk there.
+///
+/// # Errors
+/// It cannot be read, or is damaged.
+pub fn kept_stop(directory: &Path) -> Result<Option<Stopping>, Error> {
+    read_json(directory.join(STOP))
+}
+
+/// Puts on disk which archive the run's source is, in the directory of its files: a launcher that is started again may be asked
+/// for it.
+///
+/// # Errors
+/// It cannot be written.
+pub fn keep_source(directory: &Path, sha256: &str) -> Result<(), Error> {
+    write(directory, SOURCE, sha256.as_bytes())
+}
+
+/// Which archive the run's source is.
+///
+/// # Errors
+/// It cannot be read.
+pub fn kept_source(directory: &Path) -> Result<String, Error> {
+    let path = directory.join(SOURCE);
+    fs::read_to_string(&path).map_err(failed("read", &path))
+}
+
+/// The directory of what a run works on, in the directory of its files.
+#[must_use]
+pub fn workspace(directory: &Path) -> PathBuf {
+    directory.join("workspace")
+}
+
+/// Removes what a run worked on, as far as that is possible, once its container is gone.
+pub fn empty_workspace(directory: &Path) {
+    remove(&workspace(directory));
 }
 
 /// Puts on disk how a run ended, in the directory of its files.
@@ -324,7 +386,8 @@ fn sync(directory: &Path) -> Result<(), Error> {
 
 fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
+    // A link there is nobody's who means well.
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     options
 }
 
@@ -351,12 +414,25 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_was_begun_is_found_by_whoever_comes_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = PoolId::new();
+        let (first, second) =
+            (Slot::take(directory.path(), pool).unwrap(), Slot::take(directory.path(), pool).unwrap());
+        let entry = Entry { run: RunId::new(), assignment: AssignmentId::new(), stage: Stage::Plan, begun: now() };
+        second.begin(&entry).unwrap();
+        let busy = second.worker();
+        drop((first, second));
+        assert_eq!(Slot::take(directory.path(), pool).unwrap().worker(), busy);
+    }
+
+    #[test]
     fn what_was_begun_is_known_until_it_is_ended() {
         let directory = tempfile::tempdir().unwrap();
         let pool = PoolId::new();
         let slot = Slot::take(directory.path(), pool).unwrap();
         assert_eq!(slot.journal().unwrap(), None);
-        let entry = Entry { run: RunId::new(), assignment: AssignmentId::new(), stage: Stage::Apply };
+        let entry = Entry { run: RunId::new(), assignment: AssignmentId::new(), stage: Stage::Apply, begun: 7 };
         slot.begin(&entry).unwrap();
         drop(slot);
         let slot = Slot::take(directory.path(), pool).unwrap();

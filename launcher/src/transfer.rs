@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use launcher_wire::api::Object;
 use launcher_wire::key::PoolKey;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
+use crate::slot;
 use crate::upload::{Closed, Error, Parcel, Store, get_sealed};
 
 /// Parts that the worker has not taken yet.
@@ -32,19 +35,41 @@ impl Transfer {
         Self { store, key, directory }
     }
 
-    /// The source.
+    /// The source: all of it is here, and is what the control plane named, before the first part is given.
     ///
     /// # Errors
-    /// It is not to be had.
+    /// It is not to be had, or another one.
     pub async fn source(&self) -> Result<Parts, Error> {
+        let failed = |reason: String| Error::Download { object: "the source".to_owned(), reason };
+        let expected = slot::kept_source(&self.directory).map_err(|error| failed(error.to_string()))?;
         let mut download = self.store.get(Object::Source).await?;
+        // Without a name: nothing is left of it whatever happens.
+        let file = tempfile::tempfile_in(&self.directory).map_err(|error| failed(error.to_string()))?;
+        let mut kept = tokio::fs::File::from_std(file);
+        let mut digest = Sha256::new();
+        while let Some(part) = download.chunk().await? {
+            digest.update(part.as_ref());
+            kept.write_all(part.as_ref()).await.map_err(|error| failed(error.to_string()))?;
+        }
+        let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if !found.eq_ignore_ascii_case(&expected) {
+            return Err(failed(format!(
+                "it is not what the control plane named: its SHA-256 is {found} and not {expected}. Somebody may have \
+                 exchanged it: look at who may write to the object store"
+            )));
+        }
+        kept.rewind().await.map_err(|error| failed(error.to_string()))?;
         let (sender, parts) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             loop {
-                let part = match download.chunk().await {
-                    Ok(Some(part)) => Ok(part.as_ref().to_vec()),
-                    Ok(None) => return,
-                    Err(error) => Err(error),
+                let mut part = vec![0; PART];
+                let part = match kept.read(&mut part).await {
+                    Ok(0) => return,
+                    Ok(count) => {
+                        part.truncate(count);
+                        Ok(part)
+                    }
+                    Err(error) => Err(Error::File(error.to_string())),
                 };
                 let failed = part.is_err();
                 if sender.send(part).await.is_err() || failed {
@@ -89,15 +114,15 @@ impl Transfer {
     ///
     /// # Errors
     /// The disk fails.
-    pub fn parcel(&self) -> Result<Parcel, Error> {
-        Parcel::begin(&self.directory, &self.key.public())
+    pub fn parcel(&self, object: Object) -> Result<Parcel, Error> {
+        Parcel::begin(&self.directory, &self.key, &self.store, object)
     }
 
     /// Stores an upload.
     ///
     /// # Errors
     /// Control plane or object store refuse for good.
-    pub async fn store(&self, parcel: Closed, object: Object) -> Result<u64, Error> {
-        parcel.store(&self.store, object).await
+    pub async fn store(&self, parcel: Closed) -> Result<u64, Error> {
+        parcel.store(&self.store).await
     }
 }

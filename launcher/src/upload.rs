@@ -8,14 +8,13 @@ mod log;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use launcher_wire::api::{Object, ObjectRequest, Operation, Presigned};
 use launcher_wire::id::{AssignmentId, RunId};
 use launcher_wire::key::PoolKey;
 use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Body, Method, Response, StatusCode, Url};
-use rsa::RsaPublicKey;
 use tempfile::NamedTempFile;
 
 pub use log::{Log, Pending, Settings};
@@ -89,6 +88,21 @@ pub enum Error {
     /// A file on this host.
     #[error("{0}")]
     File(String),
+}
+
+impl Error {
+    /// Whether the control plane itself says that it does not want this of this worker any more.
+    #[must_use]
+    pub fn is_unwanted(&self) -> bool {
+        const NOT_FOUND: u16 = 404;
+        matches!(self, Self::Api(api_client::Error::Gone { .. } | api_client::Error::Refused { status: NOT_FOUND, .. }))
+    }
+
+    /// Whether what is on this host's disk is not what was written to it.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Spool(spool::Error::Damaged { .. }))
+    }
 }
 
 fn named(object: Object) -> String {
@@ -183,7 +197,7 @@ impl Store {
     /// # Errors
     /// There is none, or it cannot be had for some minutes.
     pub async fn get(&self, object: Object) -> Result<Download, Error> {
-        let begun = SystemTime::now();
+        let begun = Instant::now();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut refusals = 0;
         loop {
@@ -206,7 +220,7 @@ impl Store {
                 Ok(Err(error)) => api_client::explain(&error.without_url()),
                 Err(_) => format!("no answer after {} s", STALL_TIMEOUT.as_secs()),
             };
-            if begun.elapsed().unwrap_or_default() > DOWNLOAD_DEADLINE {
+            if begun.elapsed() > DOWNLOAD_DEADLINE {
                 return Err(Error::Download { object: named(object), reason });
             }
             let wait = backoff.after_failure();
@@ -218,6 +232,18 @@ impl Store {
             );
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// What an encrypted object is, for its proof: that of another run is none.
+    fn purpose(&self, object: Object) -> String {
+        // For as long as there are objects with it: not the words of messages.
+        let what = match object {
+            Object::Workspace => "workspace",
+            Object::Outputs => "outputs",
+            Object::Source => "source",
+            Object::Log { .. } => "log",
+        };
+        format!("the {what} of run {}", self.run)
     }
 
     async fn presigned(
@@ -232,7 +258,9 @@ impl Store {
         let url = Url::parse(&presigned.url).map_err(|_| address("it cannot be parsed"))?;
         let host = url.host_str().ok_or_else(|| address("it names no host"))?;
         // Without TLS everybody on the way could read logs and exchange what a run is made of.
-        if url.scheme() != "https" && !(url.scheme() == "http" && is_loopback(host)) {
+        // On a developer's machine all of it is on loopback; elsewhere, this host has services that a run may not talk to.
+        let is_own = is_loopback(host) && self.api.is_on_this_host();
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_own) {
             return Err(address("it is not https"));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -244,7 +272,13 @@ impl Store {
 
     fn request(&self, method: Method, address: Url, presigned: &Presigned) -> reqwest::RequestBuilder {
         let request = self.http.request(method, address);
-        presigned.headers.iter().fold(request, |request, (name, value)| request.header(name, value))
+        // What a signature can be about, and nothing with which one could talk to somebody else.
+        let is_used = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            name.starts_with("x-amz-") || matches!(&name[..], "content-type" | "content-md5" | "host")
+        };
+        let headers = presigned.headers.iter().filter(|(name, _)| is_used(name));
+        headers.fold(request, |request, (name, value)| request.header(name, value))
     }
 }
 
@@ -338,6 +372,7 @@ impl Read for DownloadReader {
 /// private, and removed when this is dropped. Writing to it waits for the disk.
 pub struct Parcel {
     sealer: Sealer<io::BufWriter<NamedTempFile>>,
+    object: Object,
     size: u64,
 }
 
@@ -352,12 +387,13 @@ impl Parcel {
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn begin(directory: &Path, key: &RsaPublicKey) -> Result<Self, Error> {
+    pub fn begin(directory: &Path, key: &PoolKey, store: &Store, object: Object) -> Result<Self, Error> {
         // tempfile makes files that only their owner reads.
         let file =
             NamedTempFile::new_in(directory).map_err(|error| file_error("create a file in", directory, &error))?;
-        let sealer = Sealer::new(io::BufWriter::new(file), key).map_err(|error| Error::File(error.to_string()))?;
-        Ok(Self { sealer, size: 0 })
+        let sealer = Sealer::new(io::BufWriter::new(file), key, &store.purpose(object))
+            .map_err(|error| Error::File(error.to_string()))?;
+        Ok(Self { sealer, object, size: 0 })
     }
 
     /// Bytes that were written, before encryption.
@@ -373,7 +409,7 @@ impl Parcel {
     pub fn finish(self) -> Result<Closed, Error> {
         let writer = self.sealer.finish().map_err(|error| Error::File(error.to_string()))?;
         let file = writer.into_inner().map_err(|error| Error::File(error.error().to_string()))?;
-        Ok(Closed { file, size: self.size })
+        Ok(Closed { file, object: self.object, size: self.size })
     }
 }
 
@@ -393,6 +429,7 @@ impl Write for Parcel {
 #[derive(Debug)]
 pub struct Closed {
     file: NamedTempFile,
+    object: Object,
     size: u64,
 }
 
@@ -401,8 +438,8 @@ impl Closed {
     ///
     /// # Errors
     /// See [`Store::put_file`].
-    pub async fn store(self, store: &Store, object: Object) -> Result<u64, Error> {
-        store.put_file(object, self.file.path()).await?;
+    pub async fn store(self, store: &Store) -> Result<u64, Error> {
+        store.put_file(self.object, self.file.path()).await?;
         Ok(self.size)
     }
 }
@@ -410,11 +447,11 @@ impl Closed {
 /// What is in an encrypted object, as a reader for a thread that may wait. See [`sealed::open`] for when it counts.
 ///
 /// # Errors
-/// It is not to be had, or not encrypted to this key.
+/// It is not to be had, or not what a holder of this key stored for this run.
 pub async fn get_sealed(store: &Store, object: Object, key: &PoolKey) -> Result<sealed::Opened<DownloadReader>, Error> {
     let reader = store.get(object).await?.into_reader();
-    let key = key.clone();
+    let (key, purpose) = (key.clone(), store.purpose(object));
     let failed = |reason: String| Error::Download { object: named(object), reason };
-    let opened = tokio::task::spawn_blocking(move || sealed::open(reader, &key)).await;
+    let opened = tokio::task::spawn_blocking(move || sealed::open(reader, &key, &purpose)).await;
     opened.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }

@@ -11,27 +11,33 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use launcher_wire::api::{Changes, Object};
 use rustix::process::geteuid;
 use spacelift_worker::protocol::service::launcher_server::{Launcher, LauncherServer};
 use spacelift_worker::protocol::{
-    self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_MESSAGE, MAXIMUM_PART, Phase, Stop, ToWorker,
-    Upload, UploadPart, Uploaded, Welcome, from_worker, to_worker,
+    self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_FROM_WORKER, MAXIMUM_MESSAGE, MAXIMUM_PART,
+    Phase, Stop, ToWorker, Upload, UploadPart, Uploaded, Welcome, from_worker, to_worker,
 };
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::events::Sender;
 use crate::run::{Event, WorkerOutcome, WorkerResult};
 use crate::run_log::RunLog;
 use crate::slot::Said;
+use crate::spool;
 use crate::transfer::Transfer;
 
 /// The user that a container's processes are.
@@ -40,14 +46,22 @@ pub const WORKER_USER: u32 = 1983;
 const OUTGOING: usize = 64;
 /// Messages that are written to disk at once.
 const BATCH: usize = 64;
-/// Bytes of an upload after which it is counted as a sign of life.
-const SIGN_OF_LIFE: u64 = 16 * 1024 * 1024;
+/// Connections to a socket at once. A worker has two or three; what its job opens takes nobody else's.
+const MAXIMUM_CONNECTIONS: usize = 32;
+/// Calls on a connection at once.
+const MAXIMUM_CALLS: u32 = 8;
+/// How long to wait before a connection is accepted again after it failed: for want of file descriptors as a rule.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long the first message of a session may take.
 const FIRST_WORD: Duration = Duration::from_secs(10);
-/// How often an upload that waits for the object store is counted as a sign of life.
-const STILL_STORING: Duration = Duration::from_secs(30);
+/// How often something that is on its way to the object store or back is counted as a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 /// How long to wait for room in the spool. The worker is not acknowledged meanwhile, and says nothing more.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait before the disk is tried again.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
+/// How long the disk may fail before the run is ended for it.
+const DISK_LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection may take to say what is in flight when its container has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -116,7 +130,7 @@ struct Shared {
     transfer: Transfer,
     stop: watch::Sender<Option<Stop>>,
     /// Whether there is a session. One after the other.
-    session: Arc<tokio::sync::Semaphore>,
+    session: Arc<Semaphore>,
 }
 
 impl WorkerServer {
@@ -145,16 +159,28 @@ impl WorkerServer {
             events,
             transfer,
             stop: watch::channel(None).0,
-            session: Arc::new(tokio::sync::Semaphore::new(1)),
+            session: Arc::new(Semaphore::new(1)),
         });
         let service = LauncherServer::from_arc(Arc::new(Service(Arc::clone(&shared))))
-            .max_decoding_message_size(MAXIMUM_MESSAGE)
+            .max_decoding_message_size(MAXIMUM_FROM_WORKER)
             .max_encoding_message_size(MAXIMUM_MESSAGE);
-        let router = tonic::transport::Server::builder().add_service(service);
+        // Before anything of a call is read.
+        let gate = Arc::clone(&shared);
+        let service = InterceptedService::new(service, move |request: Request<()>| {
+            if !gate.is_known(request.metadata())? {
+                gate.check_nothing_runs()?;
+            }
+            Ok(request)
+        });
+        let router = tonic::transport::Server::builder().max_concurrent_streams(MAXIMUM_CALLS).add_service(service);
+        let (connections, incoming) = mpsc::channel(1);
         let task = tokio::spawn(async move {
-            // It ends with the task; errors are those of single connections.
-            if let Err(error) = router.serve_with_incoming(UnixListenerStream::new(listener)).await {
-                tracing::error!(%error, "the worker's socket is closed");
+            tokio::select! {
+                // It ends with the task; errors are those of single connections.
+                served = router.serve_with_incoming(ReceiverStream::new(incoming)) => if let Err(error) = served {
+                    tracing::error!(%error, "the worker's socket is closed");
+                },
+                () = accept(listener, connections) => {}
             }
         });
         Ok(Self { shared, task })
@@ -185,6 +211,57 @@ impl Drop for WorkerServer {
     fn drop(&mut self) {
         self.revoke();
         self.task.abort();
+    }
+}
+
+/// Takes connections, as many as may be there at once, and closes those above.
+async fn accept(listener: UnixListener, connections: mpsc::Sender<io::Result<Connection>>) {
+    let places = Arc::new(Semaphore::new(MAXIMUM_CONNECTIONS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection of the worker");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        if connections.send(Ok(Connection { stream, _place: place })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection, which has a place until it ends.
+struct Connection {
+    stream: UnixStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -248,15 +325,17 @@ impl Launcher for Service {
         self.0.check_worker(request.metadata())?;
         let what = request.into_inner().what();
         let transfer = self.0.transfer.clone();
+        let mut life = SignsOfLife::new(self.0.events.clone());
         let mut parts = match what {
-            Download::Source => transfer.source().await,
-            Download::Workspace => transfer.workspace().await,
+            Download::Source => life.during(transfer.source()).await,
+            Download::Workspace => life.during(transfer.workspace()).await,
             Download::Unspecified => return Err(Status::invalid_argument("nothing to download was named")),
         }
         .map_err(refused)?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
-            while let Some(part) = parts.recv().await {
+            while let Some(part) = life.during(parts.recv()).await {
+                life.passed().await;
                 let part = part.map_err(|error| Status::data_loss(format!("{error:#}")));
                 let broken = part.is_err();
                 for data in part.as_deref().unwrap_or_default().chunks(MAXIMUM_PART) {
@@ -279,6 +358,7 @@ impl Launcher for Service {
         self.0.check_worker(request.metadata())?;
         let mut parts = request.into_inner();
         let shared = Arc::clone(&self.0);
+        let mut life = SignsOfLife::new(shared.events.clone());
         let mut what = None;
         let mut sealed = None;
         let mut size = 0;
@@ -291,13 +371,11 @@ impl Launcher for Service {
             what = Some(kind);
             let mut file = match sealed.take() {
                 Some(file) => file,
-                None => shared.transfer.parcel().map_err(internal)?,
+                None => shared.transfer.parcel(stored_as(kind)).map_err(internal)?,
             };
             size += part.data.len() as u64;
             complete = part.last;
-            if size / SIGN_OF_LIFE != (size - part.data.len() as u64) / SIGN_OF_LIFE {
-                shared.events.send(Event::Logged).await;
-            }
+            life.passed().await;
             // Encrypting is work for a processor, and the disk may be slow.
             let file = tokio::task::spawn_blocking(move || file.write_all(&part.data).map(|()| file)).await;
             let file = file.map_err(internal)?;
@@ -307,24 +385,56 @@ impl Launcher for Service {
             return Err(Status::aborted("the upload broke off"));
         };
         let sealed = tokio::task::spawn_blocking(|| sealed.finish()).await.map_err(internal)?.map_err(internal)?;
-        let (object, event) = match what {
-            Upload::Outputs => (Object::Outputs, Event::OutputsStored),
-            Upload::Workspace | Upload::Unspecified => (Object::Workspace, Event::WorkspaceStored),
+        let event = match what {
+            Upload::Outputs => Event::OutputsStored,
+            Upload::Workspace | Upload::Unspecified => Event::WorkspaceStored,
         };
-        let mut storing = std::pin::pin!(shared.transfer.store(sealed, object));
-        loop {
-            match tokio::time::timeout(STILL_STORING, &mut storing).await {
-                Ok(stored) => break stored.map(drop).map_err(refused)?,
-                // It is not the job that is silent.
-                Err(_) => shared.events.send(Event::Logged).await,
-            }
-        }
+        life.during(shared.transfer.store(sealed)).await.map_err(refused)?;
         shared.keep(|said| match what {
             Upload::Outputs => said.outputs = true,
             Upload::Workspace | Upload::Unspecified => said.workspace = true,
         })?;
         shared.events.send(event).await;
         Ok(Response::new(Uploaded { size }))
+    }
+}
+
+/// What is on its way keeps a run from counting as silent: it is not the job that says nothing.
+struct SignsOfLife {
+    events: Sender,
+    last: Instant,
+}
+
+impl SignsOfLife {
+    fn new(events: Sender) -> Self {
+        Self { events, last: Instant::now() }
+    }
+
+    /// Something came.
+    async fn passed(&mut self) {
+        if self.last.elapsed() >= SIGN_OF_LIFE {
+            self.last = Instant::now();
+            self.events.send(Event::Logged).await;
+        }
+    }
+
+    /// Something is waited for that has a limit of its own.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.passed().await,
+            }
+        }
+    }
+}
+
+/// Outputs are for the control plane and people, the workspace for the next stage.
+fn stored_as(what: Upload) -> Object {
+    match what {
+        Upload::Outputs => Object::Outputs,
+        Upload::Workspace | Upload::Unspecified => Object::Workspace,
     }
 }
 
@@ -457,6 +567,7 @@ async fn futures_now<F: Future>(future: F) -> Option<F::Output> {
 async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
     let mut entries = vec![];
     let mut events = vec![];
+    let mut outcome = None;
     let mut next = shared.log.last_sequence() + 1;
     for FromWorker { sequence, body } in batch {
         // Said again after a connection broke.
@@ -467,8 +578,8 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
             return Err(Status::data_loss(format!("message {next} is missing before message {sequence}")));
         }
         next += 1;
-        if let Some(from_worker::Body::Outcome(outcome)) = &body {
-            shared.keep(|said| said.outcome = Some(outcome_of(outcome.clone())))?;
+        if let Some(from_worker::Body::Outcome(said)) = &body {
+            outcome = Some(outcome_of(said.clone()));
         }
         let (bytes, event) = match body {
             Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
@@ -483,11 +594,29 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
             events.push(event);
         }
     }
+    let mut disk = Disk { shared, failing_since: None, told: false };
+    // Before it is acknowledged: the worker does not repeat it then.
+    while let Some(outcome) = &outcome
+        && let Err(status) = shared.keep(|said| said.outcome = Some(outcome.clone()))
+    {
+        disk.failed(status.message()).await?;
+    }
     let mut rest = &entries[..];
     let mut told = false;
     while !rest.is_empty() {
         shared.check_open()?;
-        rest = &rest[shared.log.append(rest).await.map_err(internal)?..];
+        match shared.log.append(rest).await {
+            Ok(safe) => rest = &rest[safe..],
+            Err(error @ spool::Error::Io { .. }) => {
+                disk.failed(&error.to_string()).await?;
+                // What is on the disk is not known any more.
+                if let Err(error) = shared.log.reopen().await {
+                    tracing::error!(%error, "the run's log cannot be opened");
+                }
+                continue;
+            }
+            Err(error) => return Err(internal(error)),
+        }
         if !rest.is_empty() {
             if !told {
                 shared.events.send(Event::LogLimitReached).await;
@@ -500,6 +629,29 @@ async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
         shared.events.send(event).await;
     }
     Ok(())
+}
+
+/// A disk that fails, perhaps for a while only. The worker is not acknowledged meanwhile, and says nothing more.
+struct Disk<'a> {
+    shared: &'a Shared,
+    failing_since: Option<Instant>,
+    told: bool,
+}
+
+impl Disk<'_> {
+    async fn failed(&mut self, reason: &str) -> Result<(), Status> {
+        self.shared.check_open()?;
+        if self.failing_since.is_none() {
+            tracing::error!("what the run says cannot be kept, trying again: {reason}");
+        }
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > DISK_LIMIT && !self.told {
+            self.told = true;
+            self.shared.events.send(Event::DiskFailed).await;
+        }
+        tokio::time::sleep(DISK_PAUSE).await;
+        Ok(())
+    }
 }
 
 fn phase_of(phase: i32) -> Phase {

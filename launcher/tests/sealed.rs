@@ -9,6 +9,9 @@ use std::sync::OnceLock;
 use launcher_wire::key::PoolKey;
 use spacelift_launcher::sealed::{self, Error, Sealer};
 
+const PROOF: &[u8] = b"-> spacelift-pool-proof";
+const PURPOSE: &str = "the workspace of run 01J0";
+
 /// A directory with `spacelift.key` and `other.key`, made as the product's documentation has it.
 fn keys() -> &'static Path {
     static KEYS: OnceLock<PathBuf> = OnceLock::new();
@@ -50,7 +53,7 @@ fn run(command: &mut Command, package: &str, input: &[u8]) -> Vec<u8> {
 }
 
 fn seal(bytes: &[u8]) -> Vec<u8> {
-    let mut sealer = Sealer::new(Vec::new(), &key("spacelift.key").public()).unwrap();
+    let mut sealer = Sealer::new(Vec::new(), &key("spacelift.key"), PURPOSE).unwrap();
     sealer.write_all(bytes).unwrap();
     sealer.finish().unwrap()
 }
@@ -60,7 +63,7 @@ fn open(bytes: &[u8], name: &str) -> Result<Vec<u8>, Error> {
     static KEY: OnceLock<PoolKey> = OnceLock::new();
     let mut opened = Vec::new();
     let key = if name == "spacelift.key" { KEY.get_or_init(|| key(name)) } else { &key(name) };
-    sealed::open(bytes, key)?.read_to_end(&mut opened)?;
+    sealed::open(bytes, key, PURPOSE)?.read_to_end(&mut opened)?;
     Ok(opened)
 }
 
@@ -82,10 +85,37 @@ fn stock_age_opens_what_the_launcher_encrypts() {
 }
 
 #[test]
-fn the_launcher_opens_what_stock_age_encrypts() {
+fn who_only_has_the_public_key_makes_nothing_that_is_opened() {
+    // `-i` with `-e` takes the public half of the key.
     let mut age = Command::new("age");
-    let sealed = run(age.arg("-e").arg("-i").arg(keys().join("spacelift.key")), "age", &plain());
-    assert!(open(&sealed, "spacelift.key").unwrap() == plain());
+    let sealed = run(age.arg("-e").arg("-i").arg(keys().join("spacelift.key")), "age", b"forged");
+    assert!(matches!(open(&sealed, "spacelift.key"), Err(Error::NotProven { .. })));
+    // With the proof of a file that a launcher made.
+    let genuine = seal(b"x");
+    let proof = genuine.windows(PROOF.len()).position(|bytes| bytes == PROOF).unwrap();
+    let proof = genuine[proof..].split_inclusive(|&byte| byte == b'\n').take(2).collect::<Vec<_>>().concat();
+    let end = sealed.windows(5).position(|bytes| bytes == b"\n--- ").unwrap() + 1;
+    let forged = [&sealed[..end], &proof, &sealed[end..]].concat();
+    assert!(matches!(open(&forged, "spacelift.key"), Err(Error::NotProven { .. })));
+}
+
+#[test]
+fn a_file_opens_for_its_own_purpose() {
+    let (sealed, key) = (seal(b"x"), key("spacelift.key"));
+    for purpose in ["the workspace of run 01J1", "the outputs of run 01J0", ""] {
+        let error = sealed::open(&sealed[..], &key, purpose).unwrap_err();
+        assert!(matches!(error, Error::NotProven { .. }) && error.to_string().contains(purpose), "{error}");
+    }
+    assert!(sealed::open(&sealed[..], &key, PURPOSE).is_ok());
+}
+
+#[test]
+fn a_header_without_an_end_is_not_read_for_ever() {
+    let endless = b"age-encryption.org/v1\n".chain(b"-> grease x\n\n".repeat(100_000).leak() as &[u8]);
+    let mut counted = endless.take(u64::MAX);
+    assert!(matches!(sealed::open(&mut counted, &key("spacelift.key"), PURPOSE), Err(Error::Damaged { .. })));
+    let read = u64::MAX - counted.limit();
+    assert!(read <= 64 * 1024, "{read} bytes were read");
 }
 
 #[test]
@@ -118,7 +148,7 @@ fn what_is_cut_off_or_changed_never_comes_to_its_end() {
 
 #[test]
 fn a_file_that_was_not_finished_is_refused() {
-    let mut sealer = Sealer::new(Vec::new(), &key("spacelift.key").public()).unwrap();
+    let mut sealer = Sealer::new(Vec::new(), &key("spacelift.key"), PURPOSE).unwrap();
     sealer.write_all(&plain()).unwrap();
     sealer.flush().unwrap();
     let whole = seal(&plain());

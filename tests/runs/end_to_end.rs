@@ -91,6 +91,60 @@ fn a_workspace_that_was_changed_is_not_applied() {
     assert_eq!(launcher.finish(), Some(0));
 }
 
+/// Whoever can write to the object store, and has the pool's certificate.
+#[test]
+fn what_somebody_else_stored_is_not_executed() {
+    let world = World::new();
+    let control_plane = &world.control_plane;
+    let launcher = world.launcher(&[]);
+    let object = |run, name: &str| control_plane.store.object(&format!("{}/{run}/{name}", world.pool.id));
+    let unconfirmed = |slug: &str| {
+        let run = control_plane.begin(&world.stack(slug), RunType::Tracked, None);
+        control_plane.wait_for(run, RunState::Unconfirmed);
+        run
+    };
+    let fails = |run, says: &[&str]| {
+        let failed = control_plane.wait_for(run, RunState::Failed);
+        let message = failed.stages.last().unwrap().report.clone().unwrap().message;
+        for part in says {
+            assert!(message.contains(part), "{part} is not in: {message}");
+        }
+        let log = String::from_utf8(control_plane.log(run)).unwrap();
+        assert!(!log.contains("the apply") && !log.contains("forged"), "{log}");
+    };
+    // A workspace of another run of the same pool.
+    let (first, second) = (unconfirmed("first"), unconfirmed("second"));
+    fs::copy(object(second, "workspace"), object(first, "workspace")).unwrap();
+    control_plane.client.confirm(first).unwrap();
+    fails(first, &["somebody else put it there", "who may write to the object store"]);
+    // One that was made with the public key alone.
+    let made = tempfile::tempdir().unwrap();
+    fs::create_dir(made.path().join("source")).unwrap();
+    let archive = world.engine.path().join("forged.tar.gz");
+    succeed(run::tool("tar").arg("-czf").arg(&archive).arg("-C").arg(made.path()).arg("."));
+    let mut age = run::tool("age");
+    age.args(["--encrypt", "--identity"]).arg(&world.pool.key).arg("--output").arg(object(second, "workspace"));
+    succeed(age.arg(&archive));
+    control_plane.client.confirm(second).unwrap();
+    fails(second, &["somebody else put it there"]);
+    // Another source.
+    let mut stack = world.stack("source");
+    stack.source = Source::Archive {};
+    control_plane.client.apply_stack(&stack).unwrap();
+    control_plane.client.upload_source("source", fs::read(&archive).unwrap()).unwrap();
+    let good = control_plane.begin(&stack, RunType::Task, Some("echo good"));
+    control_plane.wait_for(good, RunState::Finished);
+    let sources = control_plane.store.object(&format!("{}/sources", world.pool.id));
+    let [stored] = &tree::entries(&sources)[..] else { panic!("one source is stored") };
+    fs::write(made.path().join("source/forged"), "").unwrap();
+    let forged = world.engine.path().join("other.tar.gz");
+    succeed(run::tool("tar").arg("-czf").arg(&forged).arg("-C").arg(made.path()).arg("."));
+    fs::copy(&forged, stored).unwrap();
+    let run = control_plane.begin(&stack, RunType::Task, Some("echo forged"));
+    fails(run, &["not what the control plane named", "SHA-256"]);
+    assert_eq!(launcher.finish(), Some(0));
+}
+
 #[test]
 fn nothing_of_a_run_is_told_to_whoever_looks_at_its_container() {
     let world = World::new();

@@ -105,6 +105,27 @@ fn the_broker_keeps_pools_and_workers_apart() {
     }
 }
 
+/// What a job opens and never uses takes nothing from the launcher, which can stop it all the same.
+#[test]
+fn a_job_that_holds_the_socket_is_stopped() {
+    let world = World::new();
+    let launcher = world.launcher(&[]);
+    let run = world.control_plane.begin(&world.stack("greedy"), RunType::Task, Some("while true; do sleep 1; done"));
+    world.control_plane.wait_for(run, RunState::Performing);
+    let sockets = tree::named(&launcher.directory(), "launcher.sock");
+    let [socket] = &sockets[..] else { panic!("{sockets:?}") };
+    let held: Vec<_> = (0..600).filter_map(|_| std::os::unix::net::UnixStream::connect(socket).ok()).collect();
+    assert!(!held.is_empty());
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let open = fs::read_dir(format!("/proc/{}/fd", launcher.id())).unwrap().count();
+    assert!(open < 150, "{open} files are open");
+    world.control_plane.client.stop(run).unwrap();
+    world.control_plane.wait_for(run, RunState::Stopped);
+    assert_eq!(world.containers(), Vec::<String>::new());
+    assert_eq!(launcher.finish(), Some(0));
+    drop(held);
+}
+
 /// The launcher's socket is in the container, where the processes of the job are the same user.
 #[test]
 fn processes_of_a_job_are_not_taken_for_its_worker() {

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use launcher_wire::api::{Job, Outcome};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use launcher_wire::api::{Job, MountedFile, Outcome};
 use launcher_wire::id::WorkerId;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 use spacelift_worker::masking::{Masker, Secrets, TooMany};
 use spacelift_worker::protocol::{self, SOCKET};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -116,13 +119,16 @@ impl Preparation {
             Ok::<_, crate::worker_binary::Error>(file.path().to_owned())
         });
         let worker = worker.await.map_err(unable)?.map_err(unable)?;
-        let workspace = self.directory.join("workspace");
+        let workspace = slot::workspace(&self.directory);
         slot::private_directory(&workspace).map_err(unable)?;
         worker_server::give_to_worker(&workspace).map_err(unable)?;
         let socket = socket(&self.directory);
         let socket_directory = self.directory.join("socket");
         slot::shared_directory(&socket_directory).map_err(unable)?;
         let ids = Ids { run: job.run, assignment: job.assignment };
+        if let Some(sha256) = &job.source_sha256 {
+            slot::keep_source(&self.directory, sha256).map_err(unable)?;
+        }
         let session = slot::new_session(&self.directory).map_err(unable)?;
         let for_worker = protocol::Job { session: session.clone(), ..for_worker };
         let server = WorkerServer::start(worker_server::Settings {
@@ -248,45 +254,164 @@ fn policy_input(job: &Job, image: &str, mask: &[String]) -> Result<Value, String
         })
         .collect();
     let mut input = job.policy_input.clone();
-    for (object, own) in [
-        (
-            "run",
-            json!({
-                "id": job.run,
-                "type": job::run_type(job.run_type),
-                "project_root": job.project_root,
-                "runtime_config": { "hooks": job.hooks, "workflow": job.workflow, "project_root": job.project_root },
-            }),
-        ),
+    let run_type = job::run_type_for_policies(job.run_type);
+    let hooks = json!(job.hooks);
+    let mut runtime_config = object(&hooks);
+    runtime_config.extend(object(&json!({
+        "project_root": job.project_root,
+        "runner_image": image,
+        "hooks": job.hooks,
+        "workflow": job.workflow,
+    })));
+    for (name, own) in [
+        ("run", json!({ "id": job.run, "type": run_type })),
         ("stack", json!({ "id": job.stack_id })),
         ("commit", json!({ "hash": job.commit })),
         ("request", json!({})),
     ] {
-        let Some(Value::Object(said)) = input.get_mut(object) else {
-            return Err(format!("the control plane did not say `{object}`, which policies decide on"));
+        let Some(Value::Object(said)) = input.get_mut(name) else {
+            return Err(format!("the control plane did not say `{name}`, which policies decide on"));
         };
-        let Value::Object(own) = own else { continue };
-        said.extend(own);
+        said.extend(object(&own));
     }
-    if let Some(Value::Object(commit)) = input["run"].get_mut("commit") {
-        commit.insert("hash".to_owned(), job.commit.clone().into());
+    let run = &mut input["run"];
+    // A rule that looks for what is not there denies nothing: so what is documented is there, if need be empty.
+    for (name, missing) in [
+        ("user_provided_metadata", json!([])),
+        ("changes", json!([])),
+        ("flags", json!([])),
+        ("commit", json!({})),
+        ("runtime_config", json!({})),
+        ("triggered_by", json!("")),
+        ("state", json!("PREPARING")),
+    ] {
+        let said = &mut run[name];
+        if said.is_null() || said.is_object() != missing.is_object() || said.is_array() != missing.is_array() {
+            *said = missing;
+        }
     }
+    run["commit"]["hash"] = job.commit.clone().into();
+    if let Value::Object(said) = &mut run["runtime_config"] {
+        said.extend(runtime_config);
+    }
+    let of_run = |name: &str| input["run"]["commit"].get(name).cloned().unwrap_or_else(|| json!(""));
+    let of_stack = |name: &str, missing: Value| {
+        let said = input["stack"].get(name).filter(|said| !said.is_null());
+        said.cloned().unwrap_or(missing)
+    };
+    let files: Vec<Value> = job.files.iter().map(|file| json!({ "path": file.path, "sha256": digest(file) })).collect();
+    let environment = json!({
+        "account_name": "",
+        "auto_deploy": of_stack("autodeploy", json!(false)),
+        "before_apply": job.hooks.before_apply,
+        "before_init": job.hooks.before_init,
+        "command": job.command.clone().unwrap_or_default(),
+        "commit_branch": of_run("branch"),
+        "commit_sha": job.commit,
+        "environment_variables": variables,
+        "mounted_files": files,
+        "project_root": job.project_root,
+        "refresh_state": true,
+        "repository_path": of_stack("repository", json!("")),
+        "restore_workspace": job.restore_workspace,
+        "run_type": run_type,
+        "run_ulid": job.run,
+        "skip_init": false,
+        "source": { "archive_sha256": job.source_sha256, "from": job.source },
+        "stack_labels": of_stack("labels", json!([])),
+        "stack_slug": job.stack_id,
+        "stage": job.stage,
+        "terraform_version": of_stack("terraform_version", json!("")),
+    });
     input.insert("docker_image".to_owned(), image.into());
     input.insert("worker_version".to_owned(), env!("CARGO_PKG_VERSION").into());
-    input.insert(
-        "static_run_environment".to_owned(),
-        json!({
-            "stack_slug": job.stack_id,
-            "commit_sha": job.commit,
-            "run_type": job::run_type(job.run_type),
-            "command": job.command.clone().unwrap_or_default(),
-            "project_root": job.project_root,
-            "environment_variables": variables,
-        }),
-    );
+    input.insert("static_run_environment".to_owned(), environment);
     Ok(Value::Object(input))
+}
+
+fn object(value: &Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+/// Of what is in a mounted file, in hexadecimal. What is no base64 is refused before it is mounted.
+fn digest(file: &MountedFile) -> String {
+    let contents = BASE64_STANDARD.decode(&file.contents).unwrap_or_default();
+    Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unable(error: impl std::fmt::Display) -> End {
     End { outcome: Outcome::Unable, message: error.to_string(), changes: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use launcher_wire::api::{Hooks, RunType, Source, Stage, Tool};
+    use launcher_wire::id::{AssignmentId, RunId};
+
+    use super::*;
+
+    fn job(policy_input: Value) -> Job {
+        Job {
+            run: RunId::new(),
+            assignment: AssignmentId::new(),
+            run_type: RunType::Tracked,
+            stage: Stage::Plan,
+            stack_id: "network".to_owned(),
+            commit: "abc".to_owned(),
+            image: None,
+            tool: Tool::Custom,
+            command: None,
+            source: Source::Git { url: "https://git.test/r".to_owned(), commit: "abc".to_owned(), reference: None },
+            source_sha256: None,
+            project_root: "live".to_owned(),
+            environment: vec![],
+            files: vec![MountedFile {
+                path: "source/main.tf".to_owned(),
+                contents: BASE64_STANDARD.encode("x"),
+                secret: true,
+                mode: None,
+            }],
+            hooks: Hooks { before_init: vec!["curl evil".to_owned()], ..Hooks::default() },
+            workflow: None,
+            restore_workspace: false,
+            keep_workspace: true,
+            policy_input: object(&policy_input),
+        }
+    }
+
+    /// Rules that look for what is not there deny nothing: whatever the control plane says or leaves out, it is there.
+    #[test]
+    fn what_policies_decide_on_is_always_there_and_is_what_is_done() {
+        let said_nothing = json!({ "run": {}, "stack": {}, "commit": {}, "request": {} });
+        let said_wrong = json!({
+            "run": {
+                "id": "another", "type": "PROPOSED", "user_provided_metadata": "none", "commit": { "hash": "signed" },
+                "runtime_config": { "before_init": [], "terraform_version": "1.5.7" },
+            },
+            "stack": { "id": "another", "labels": ["a"] }, "commit": { "hash": "signed" }, "request": {},
+        });
+        for said in [said_nothing, said_wrong.clone()] {
+            let job = job(said);
+            let input = policy_input(&job, "image:1", &[]).unwrap();
+            assert_eq!(input["run"]["id"], json!(job.run));
+            assert_eq!(input["run"]["type"], "TRACKED");
+            assert_eq!(input["run"]["user_provided_metadata"], json!([]));
+            assert_eq!(input["run"]["commit"]["hash"], "abc");
+            assert_eq!(input["run"]["runtime_config"]["before_init"], json!(["curl evil"]));
+            assert_eq!(input["run"]["runtime_config"]["runner_image"], "image:1");
+            let environment = &input["static_run_environment"];
+            assert_eq!(environment["before_init"], json!(["curl evil"]));
+            assert_eq!(environment["run_type"], "TRACKED");
+            assert_eq!(environment["stack_slug"], "network");
+            assert_eq!(environment["mounted_files"][0]["path"], "source/main.tf");
+            assert_eq!(environment["mounted_files"][0]["sha256"].as_str().unwrap().len(), 64);
+            assert_eq!(environment["source"]["from"]["url"], "https://git.test/r");
+            assert_eq!(input["stack"]["id"], "network");
+            assert_eq!(input["docker_image"], "image:1");
+        }
+        let input = policy_input(&job(said_wrong), "image:1", &[]).unwrap();
+        assert_eq!(input["run"]["runtime_config"]["terraform_version"], "1.5.7");
+        assert_eq!(input["static_run_environment"]["stack_labels"], json!(["a"]));
+        assert!(policy_input(&job(json!({ "run": {} })), "image:1", &[]).is_err());
+    }
 }

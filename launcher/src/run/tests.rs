@@ -22,6 +22,7 @@ fn job(ids: Ids, stage: Stage) -> Box<Job> {
         tool: Tool::Custom,
         command: None,
         source: Source::None {},
+        source_sha256: None,
         project_root: String::new(),
         environment: vec![],
         files: vec![],
@@ -101,9 +102,26 @@ fn a_run_from_its_offer_to_its_report() {
     assert_eq!(state, State::new(LIMITS, Intake::Open));
 }
 
+/// With the two minutes that a cloud gives.
+const NOTICE: Event = Event::SpotNotice { left: Duration::from_secs(120) };
+
+#[test]
+fn what_a_notice_leaves_is_divided() {
+    let ids = ids();
+    let begin = [Event::Scheduled(ids), Event::Claimed(job(ids, Stage::Plan)), Event::Started];
+    let (state, _) = all(State::new(LIMITS, Intake::Open), begin);
+    for (left, grace) in [(300, 45), (120, 45), (60, 15), (30, 5), (0, 5)] {
+        let (_, actions) = step(state.clone(), Event::SpotNotice { left: Duration::from_secs(left) });
+        let (grace, kill) = (Duration::from_secs(grace), Duration::from_secs(2 * grace));
+        let gives = |action: &Action| matches!(action, Action::StopWorker { grace: given, .. } if *given == grace);
+        assert!(actions.iter().any(gives), "{left}: {actions:?}");
+        assert!(actions.contains(&Action::SetTimer(Timer::Grace, kill)), "{left}: {actions:?}");
+    }
+}
+
 #[test]
 fn each_way_to_end_has_its_outcome() {
-    use Event::{Elapsed, Kill, LogLimitReached, SpotNotice, Started};
+    use Event::{Elapsed, Kill, LogLimitReached, Started};
     assert_eq!(outcome([Started, said(WorkerResult::Finished), exited(false)]), Outcome::Finished);
     assert_eq!(outcome([Started, said(WorkerResult::Failed), exited(false)]), Outcome::Failed);
     assert_eq!(outcome([Started, said(WorkerResult::Failed), exited(true)]), Outcome::OutOfMemory);
@@ -117,18 +135,18 @@ fn each_way_to_end_has_its_outcome() {
         Outcome::LogsTimeout
     );
     assert_eq!(outcome([Started, Kill, exited(false)]), Outcome::Shutdown);
-    assert_eq!(outcome([Started, SpotNotice, exited(false)]), Outcome::SpotInterruption);
+    assert_eq!(outcome([Started, NOTICE, exited(false)]), Outcome::SpotInterruption);
     assert_eq!(outcome([Started, LogLimitReached, exited(false)]), Outcome::LogLimit);
-    assert_eq!(outcome([SpotNotice, Event::PreparationCancelled]), Outcome::SpotInterruption);
+    assert_eq!(outcome([NOTICE, Event::PreparationCancelled]), Outcome::SpotInterruption);
     let denied = End { outcome: Outcome::Denied, message: "no".to_owned(), changes: None };
     assert_eq!(outcome([Event::PreparationFailed(denied)]), Outcome::Denied);
 }
 
 #[test]
 fn the_first_reason_decides_and_a_more_urgent_one_only_hurries() {
-    use Event::{Elapsed, Kill, SpotNotice, Started};
+    use Event::{Elapsed, Kill, Started};
     assert_eq!(outcome([Started, Elapsed(Timer::Run), Kill, exited(false)]), Outcome::RunTimeout);
-    assert_eq!(outcome([Started, Kill, SpotNotice, exited(false)]), Outcome::Shutdown);
+    assert_eq!(outcome([Started, Kill, NOTICE, exited(false)]), Outcome::Shutdown);
     // It ended well before the stop came to it.
     assert_eq!(outcome([Started, Elapsed(Timer::Run), said(WorkerResult::Finished), exited(false)]), Outcome::Finished);
 
@@ -186,14 +204,30 @@ fn a_launcher_that_is_started_again_ends_what_it_finds() {
         (report.outcome, report.workspace, report.outputs)
     };
     let found = |found| recovered(state.clone(), ids, Stage::Apply, found);
-    assert_eq!(report(found(Found::Lost)), (Outcome::LauncherLost, false, false));
+    assert_eq!(report(found(Found::Lost { stop: None })), (Outcome::LauncherLost, false, false));
     let outcome = WorkerOutcome { result: WorkerResult::Finished, message: String::new(), changes: None };
     let kept = Kept { end: end_of(outcome, LIMITS), workspace: true, outputs: false };
     assert_eq!(report(found(Found::Ended(kept))), (Outcome::Finished, true, false));
 
-    let (state, actions) = found(Found::Alive { workspace: false, outputs: true });
+    let stop = Some(Stopping { reason: Stop::RunTimeout, pace: Stop::RunTimeout });
+    assert_eq!(report(found(Found::Lost { stop })), (Outcome::RunTimeout, false, false));
+    let alive = |said, stop| {
+        found(Found::Alive { workspace: false, outputs: true, said, stop, age: Duration::from_secs(1000) })
+    };
+    // It said its last word to the launcher that is gone.
+    let said_all = WorkerOutcome { result: WorkerResult::Finished, message: String::new(), changes: None };
+    let (state, actions) = alive(Some(said_all), None);
+    assert!(actions.contains(&Action::SetTimer(Timer::Grace, AFTER_RUN_GRACE)), "{actions:?}");
+    assert_eq!(report(step(state, exited(false))), (Outcome::Finished, false, true));
+    // It was being stopped, and is still.
+    let (state, actions) = alive(None, stop);
+    assert!(actions.iter().any(|action| matches!(action, Action::StopWorker { .. })), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::SetTimer(Timer::Grace, _))), "{actions:?}");
+    assert_eq!(report(step(state, exited(false))).0, Outcome::RunTimeout);
+    let (state, actions) = alive(None, None);
+    let left = LIMITS.run - Duration::from_secs(1000);
+    assert!(actions.contains(&Action::SetTimer(Timer::Run, left)), "{actions:?}");
     assert_eq!(state.announced(), WorkerState::Busy { run: ids.run, assignment: ids.assignment });
-    assert!(actions.contains(&Action::SetTimer(Timer::Run, LIMITS.run)), "{actions:?}");
     let ended = all(state, [said(WorkerResult::Finished), exited(false)]);
     assert_eq!(report(ended), (Outcome::Finished, false, true));
 }
@@ -207,6 +241,17 @@ fn a_second_signal_does_not_wait_for_the_network() {
     assert!(actions[kept..].contains(&Action::Flush), "before it is told");
     let (state, actions) = step(state, Event::Terminate);
     assert_eq!(actions, []);
+    let (_, actions) = step(state, Event::Kill);
+    assert_eq!(actions, [Action::Exit]);
+
+    // Told a second time while it runs: what is left then has a moment to be delivered.
+    let begin = [Event::Scheduled(ids), Event::Claimed(job(ids, Stage::Plan)), Event::Started, Event::Kill];
+    let (state, _) = all(State::new(LIMITS, Intake::Open), begin);
+    let (flushing, actions) = step(state.clone(), exited(false));
+    assert!(actions.contains(&Action::SetTimer(Timer::Delivery, DELIVERY)), "{actions:?}");
+    let (_, actions) = step(flushing, Event::Elapsed(Timer::Delivery));
+    assert_eq!(actions, [Action::Exit]);
+    // And a third time, with an engine that does not answer: it is all on disk.
     let (_, actions) = step(state, Event::Kill);
     assert_eq!(actions, [Action::Exit]);
 }
@@ -298,13 +343,15 @@ impl World {
                 self.kept.insert(self.present.expect("a run is kept"));
             }
             Action::Exit => {
-                let is_kept = self.present.is_none_or(|present| self.kept.contains(&present));
-                assert!(is_kept, "no exit beside a run whose end is not on disk");
+                // Without a run, or with one that the next launcher finds in the journal.
+                assert!(self.present.is_none_or(|present| self.journaled.contains(&present)), "no exit beside a claim");
+                assert_eq!(self.claiming, None, "no exit beside a claim");
                 self.exits += 1;
             }
             Action::CancelPreparation
             | Action::KillContainer
             | Action::Announce(_)
+            | Action::Remember(_)
             | Action::ReportState(_)
             | Action::Log(_)
             | Action::StopWorker { .. }
@@ -345,11 +392,12 @@ fn unasked(random: &mut Random, known: &[Ids]) -> Event {
         20 => Event::Elapsed(Timer::Logs),
         21..=22 => Event::Elapsed(Timer::Grace),
         23..=30 => Event::Logged,
-        31 => Event::LogLimitReached,
+        31 => [Event::LogLimitReached, Event::DiskFailed, Event::Elapsed(Timer::Delivery)][random.below(3) as usize]
+            .clone(),
         32..=36 => Event::Phase(Phase::Applying),
         37 => said(WorkerResult::Finished),
         38 => Event::OutputsStored,
-        _ => [Event::Terminate, Event::Cycle, Event::SpotNotice, Event::Kill][random.below(4) as usize].clone(),
+        _ => [Event::Terminate, Event::Cycle, NOTICE, Event::Kill][random.below(4) as usize].clone(),
     }
 }
 

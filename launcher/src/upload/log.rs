@@ -12,12 +12,16 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Error, Store};
+use crate::network::Backoff;
 use crate::spool::{self, Spool};
 
 /// How long a chunk stays open once it has something in it: people watch the log while the run goes on.
 const LIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// The same for a log that has half of the chunks that it may have already. The rest lasts for days then.
 const LATE_INTERVAL: Duration = Duration::from_secs(30);
+/// The limit of the first wait after a refusal, and of all of them.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// Messages that wait for the disk, and the most that share one wait for it. With parts of 64 KiB that is 4 MiB.
 const QUEUE: usize = 64;
 
@@ -127,7 +131,8 @@ impl Log {
     /// Waits until everything that was taken before is in the object store, and says what it is.
     ///
     /// # Errors
-    /// The disk fails, or control plane or object store refuse for good.
+    /// The disk fails, what is on it is damaged, or the control plane does not want it any more. Otherwise it is tried for as
+    /// long as it takes.
     pub async fn flush(&self) -> Result<LogSummary, Error> {
         let (summary, end) = self.ask(|answer| Command::Seal { answer }).await?;
         let mut progress = self.progress.clone();
@@ -152,16 +157,22 @@ impl Log {
     ///
     /// # Errors
     /// The directory cannot be removed.
-    pub async fn remove(mut self) -> Result<(), Error> {
+    pub async fn remove(self) -> Result<(), Error> {
+        let directory = self.directory.clone();
+        self.close().await;
+        let place = directory.clone();
+        let removed = on_disk(move || std::fs::remove_dir_all(&directory)).await?;
+        removed.map_err(|error| super::file_error("remove", &place, &error))
+    }
+
+    /// Ends both tasks. What is on the disk stays there, and nobody touches it afterwards.
+    pub async fn close(mut self) {
         self.uploader.abort();
         let _ = (&mut self.uploader).await;
         // It ends when nobody can ask for anything any more, and the disk is at rest then.
         let (closed, _) = mpsc::channel(1);
         self.commands = closed;
         let _ = (&mut self.keeper).await;
-        let directory = self.directory.clone();
-        let removed = on_disk(move || std::fs::remove_dir_all(&directory)).await?;
-        removed.map_err(|error| super::file_error("remove", &self.directory, &error))
     }
 
     async fn ask<T>(
@@ -293,10 +304,17 @@ async fn upload(directory: PathBuf, store: Store, commands: mpsc::Sender<Command
         if progress.wait_for(|progress| progress.sealed > number).await.is_err() {
             return;
         }
-        if let Err(error) = upload_chunk(&directory, &store, &commands, number).await {
-            tracing::error!("the log is not uploaded any more: {error}");
-            report.send_modify(|progress| progress.failed = Some(error));
-            return;
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        while let Err(error) = upload_chunk(&directory, &store, &commands, number).await {
+            // Only these stay as they are. Whoever refuses today may have a new policy tomorrow.
+            if error.is_unwanted() || error.is_damage() {
+                tracing::error!("the log is not uploaded any more: {error}");
+                report.send_modify(|progress| progress.failed = Some(error));
+                return;
+            }
+            let wait = backoff.after_failure();
+            tracing::warn!(wait_ms = wait.as_millis(), "the log waits on this host, trying again: {error}");
+            tokio::time::sleep(wait).await;
         }
         number += 1;
         report.send_modify(|progress| progress.stored = number);

@@ -169,6 +169,9 @@ pub struct Job {
     pub command: Option<String>,
     /// Where the source comes from.
     pub source: Source,
+    /// SHA-256 of an archive, in hexadecimal: whoever can write to the object store cannot choose what is executed.
+    #[serde(default)]
+    pub source_sha256: Option<String>,
     /// The directory in the source in which the tool is run. Empty: its top.
     #[serde(default)]
     pub project_root: String,
@@ -391,6 +394,16 @@ pub struct LogSummary {
     pub bytes: u64,
     /// SHA-256 of all bytes, in hexadecimal.
     pub sha256: String,
+}
+
+impl LogSummary {
+    /// Of a log without anything in it.
+    #[must_use]
+    pub fn empty() -> Self {
+        // SHA-256 of nothing.
+        let sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned();
+        Self { chunks: 0, lines: 0, bytes: 0, sha256 }
+    }
 }
 
 /// How a stage ended.

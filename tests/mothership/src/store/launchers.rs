@@ -334,6 +334,8 @@ fn job(run: &RunRow, assignment: &AssignmentRow, claimed: i64) -> Job {
         tool: stack.tool,
         command: run.request.command.clone(),
         source,
+        // It is stored under its digest.
+        source_sha256: run.archive.clone().filter(|_| stack.source == Source::Archive {}),
         project_root: stack.project_root.clone(),
         environment: stack.environment.clone(),
         files: stack.files.clone(),
@@ -387,7 +389,7 @@ fn policy_input(run: &RunRow, stage: Stage, claimed: i64) -> Map<String, Value> 
             },
             "state": state,
             "triggered_by": "admin",
-            "type": run.run_type,
+            "type": word(&run.run_type).to_uppercase(),
             "updated_at": nanoseconds(claimed),
             "user_provided_metadata": request.user_provided_metadata,
         },
