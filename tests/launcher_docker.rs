@@ -1,17 +1,15 @@
 //! The launcher's side of the container engine, against a real one.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::future::Future;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use integration_tests::daemon::Daemon;
 use integration_tests::docker::{self, busybox_root};
-use integration_tests::run::{self, finish, succeed, tool};
-use rustix::process::{Pid, Signal, kill_process};
+use integration_tests::run::{succeed, tool};
 use serde_json::{Value, json};
 use spacelift_launcher::docker::{ContainerSpec, Ended, Engine, Error, Exit, Limits, PullProblem, State};
 use spacelift_launcher::registry_credentials::Credentials;
@@ -25,9 +23,7 @@ const NO_IMAGE: &str = "sha256:0000000000000000000000000000000000000000000000000
 
 /// An engine with an image, and the directories of one container on the host.
 struct Host {
-    // Fields are dropped in this order: containers are removed while an engine runs.
     engine: docker::Engine,
-    restarted: Option<Daemon>,
     directory: TempDir,
     runtime: tokio::runtime::Runtime,
     client: Engine,
@@ -37,7 +33,7 @@ impl Host {
     const IMAGE: &str = "runner:test";
 
     fn start() -> Self {
-        let engine = docker::Engine::start();
+        let engine = docker::Engine::start_with(docker::LIVE_RESTORE, &[]);
         // Everything that an image could say and that does not count.
         let root = busybox_root();
         let tar = engine.path().join("image.tar");
@@ -65,7 +61,7 @@ impl Host {
             fs::set_permissions(directory.path().join(name), Permissions::from_mode(0o777)).unwrap();
         }
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-        Self { engine, restarted: None, directory, runtime, client }
+        Self { engine, directory, runtime, client }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -117,40 +113,6 @@ impl Host {
             assert!(started.elapsed() < LIMIT, "{} does not appear", path.display());
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// Ends the engine as a crash does.
-    fn kill_engine(&mut self) -> File {
-        let pid_file = self.engine.path().join("docker.pid");
-        let pid: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
-        // The engine's mounts, for the next one.
-        let namespace = File::open(format!("/proc/{pid}/ns/mnt")).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-        let started = Instant::now();
-        while finish(self.engine.docker().arg("version")).code == Some(0) {
-            assert!(started.elapsed() < LIMIT, "the engine does not end");
-        }
-        // Otherwise the next one believes that it runs.
-        fs::remove_file(pid_file).unwrap();
-        namespace
-    }
-
-    /// Starts it again on the same data. Its containers live on, as they do on hosts that are set up so.
-    fn restart_engine(&mut self, namespace: &File) {
-        let path = self.engine.path();
-        fs::write(path.join("daemon.json"), "{\"live-restore\": true}").unwrap();
-        let mut dockerd = tool("nsenter");
-        dockerd.arg(format!("--mount=/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd()));
-        dockerd.arg("--").arg(run::find("dockerd")).arg("--config-file").arg(path.join("daemon.json"));
-        dockerd.arg("--host").arg(format!("unix://{}/docker.sock", path.display()));
-        dockerd.arg("--containerd").arg(path.join("containerd.sock")).arg("--pidfile").arg(path.join("docker.pid"));
-        dockerd.arg("--data-root").arg(path.join("docker")).arg("--exec-root").arg(path.join("docker-state"));
-        dockerd.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
-        dockerd.arg("--ip-masq=false");
-        let mut version = self.engine.docker();
-        version.arg("version");
-        let is_ready = || finish(&mut version).code == Some(0);
-        self.restarted = Some(Daemon::start(&mut dockerd, &path.join("restarted.log"), is_ready));
     }
 }
 
@@ -274,13 +236,13 @@ fn waiting_outlasts_the_end_of_the_engine() {
         id
     });
     let [waiting_after, waiting_between] = [&after, &between].map(|id| host.waiting(id));
-    let namespace = host.kill_engine();
+    host.engine.kill();
     let unreachable = host.block(host.client.ping()).unwrap_err();
     assert!(unreachable.is_transient(), "{unreachable}");
     fs::write(host.at("workspace/go-between"), "").unwrap();
     std::thread::sleep(Duration::from_secs(2));
     assert!(!waiting_after.is_finished() && !waiting_between.is_finished());
-    host.restart_engine(&namespace);
+    host.engine.restart();
     host.block(host.client.ping()).unwrap();
     assert_eq!(host.block(waiting_between).unwrap(), ended(5), "it ended while there was no engine");
     std::thread::sleep(Duration::from_secs(1));

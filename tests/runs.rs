@@ -14,6 +14,8 @@ use launcher_wire::api::{Hooks, Outcome, RunState, RunType, Source, Tool, Variab
 use mothership::admin::{Stack, WorkerStatus};
 
 mod end_to_end;
+mod faults;
+mod hostile;
 mod isolation;
 mod registries;
 mod terraform;

@@ -15,7 +15,7 @@ use launcher_wire::id::{PoolId, RunId, WorkerId};
 use mothership::admin::{Client, CreateRun, Run, Stack, WorkerStatus};
 use tempfile::TempDir;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Service};
 use crate::docker::{self, Engine};
 use crate::mosquitto::Mosquitto;
 use crate::run::{self, succeed};
@@ -34,7 +34,8 @@ pub struct ControlPlane {
     pub client: Client,
     /// Where objects are.
     pub store: S3Store,
-    _mothership: Daemon,
+    /// The control plane itself.
+    pub mothership: Service,
     /// The broker.
     pub broker: Mosquitto,
     data: TempDir,
@@ -75,10 +76,12 @@ impl ControlPlane {
         serve.arg("--data").arg(&home).args(["serve", "--listen", "127.0.0.1:0", "--heartbeat", "2", "--broker"]);
         serve.arg(format!("mqtts://localhost:{}", broker.port()));
         serve.args(["--s3-endpoint", &store.endpoint(), "--s3-bucket", s3_store::BUCKET, "--s3-region", "eu-west-1"]);
-        let ready = home.join("ready");
-        let daemon = Daemon::start(&mut serve, &data.path().join("mothership.log"), || ready.exists());
+        let opened = home.clone();
+        // After a restart the file is there already: what counts is that it answers.
+        let is_ready = move || Client::open(&opened).is_ok_and(|client| client.pools().is_ok());
+        let mothership = Service::start(serve, &data.path().join("mothership"), is_ready);
         let client = Client::open(&home).unwrap();
-        Self { client, store, _mothership: daemon, broker, data }
+        Self { client, store, mothership, broker, data }
     }
 
     /// The directory of the control plane, with its certificates.
@@ -135,6 +138,14 @@ impl ControlPlane {
     /// # Panics
     /// It takes too long, or it ended in another.
     pub fn wait_for(&self, run: RunId, state: RunState) -> Run {
+        self.wait_within(run, state, LIMIT)
+    }
+
+    /// The same, with a limit of one's own.
+    ///
+    /// # Panics
+    /// It takes longer, or it ended in another.
+    pub fn wait_within(&self, run: RunId, state: RunState, limit: Duration) -> Run {
         let started = Instant::now();
         loop {
             let present = self.client.run(run).unwrap();
@@ -143,7 +154,7 @@ impl ControlPlane {
             }
             let log = || String::from_utf8_lossy(&self.log(run)).into_owned();
             assert!(!present.state.is_terminal(), "the run ended as {present:#?}\n{}", log());
-            assert!(started.elapsed() < LIMIT, "the run is {present:#?}\n{}\n{}", log(), self.own_log());
+            assert!(started.elapsed() < limit, "the run is {present:#?}\n{}\n{}", log(), self.own_log());
             thread::sleep(POLL);
         }
     }
@@ -169,12 +180,22 @@ impl ControlPlane {
     /// # Panics
     /// The control plane does not give it.
     pub fn log(&self, run: RunId) -> Vec<u8> {
-        self.client.log(run, 0).unwrap().bytes
+        let mut log = vec![];
+        loop {
+            let part = self.client.log(run, log.len() as u64).unwrap();
+            if part.bytes.is_empty() {
+                return log;
+            }
+            log.extend(part.bytes);
+            if part.complete {
+                return log;
+            }
+        }
     }
 
     /// What the control plane itself printed.
     pub fn own_log(&self) -> String {
-        fs::read_to_string(self.data.path().join("mothership.log")).unwrap_or_default()
+        self.mothership.log()
     }
 }
 
@@ -184,6 +205,7 @@ pub struct Launcher {
     data: TempDir,
     /// Its variables.
     pub variables: HashMap<String, String>,
+    starts: u32,
 }
 
 impl Launcher {
@@ -202,10 +224,12 @@ impl Launcher {
             ("DOCKER_HOST".to_owned(), engine.host()),
             // The engine has no bridge here.
             ("SPACELIFT_WORKER_NETWORK".to_owned(), "none".to_owned()),
+            // Whatever this machine is, the launcher's host is no instance of EC2.
+            ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()),
             ("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
         ]);
         variables.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Killed { data, variables }.start_again(program)
+        Killed { data, variables, starts: 0 }.start_again(program)
     }
 
     /// What it printed.
@@ -229,15 +253,37 @@ impl Launcher {
     /// It has ended already.
     pub fn kill(mut self) -> Killed {
         self.daemon.kill();
-        Killed { data: self.data, variables: self.variables }
+        Killed { data: self.data, variables: self.variables, starts: self.starts }
+    }
+
+    /// The process.
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
     }
 
     /// Asks it to end and waits until it has: the exit code.
     ///
     /// # Panics
     /// It does not end in time.
-    pub fn finish(mut self) -> Option<i32> {
-        self.daemon.finish(LIMIT)
+    pub fn finish(self) -> Option<i32> {
+        self.finish_with_host().1
+    }
+
+    /// The same, and what it left on its host.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub fn finish_with_host(mut self) -> (TempDir, Option<i32>) {
+        let code = self.daemon.finish(LIMIT);
+        (self.data, code)
+    }
+
+    /// Waits until it ends by itself: the exit code.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub fn wait(mut self) -> Option<i32> {
+        self.daemon.wait(LIMIT)
     }
 }
 
@@ -245,6 +291,7 @@ impl Launcher {
 pub struct Killed {
     data: TempDir,
     variables: HashMap<String, String>,
+    starts: u32,
 }
 
 impl Killed {
@@ -253,11 +300,12 @@ impl Killed {
     /// # Panics
     /// It cannot be started.
     pub fn start_again(self, program: &Path) -> Launcher {
-        let Self { data, variables } = self;
+        let Self { data, variables, starts } = self;
         let mut launcher = Command::new(program);
         launcher.env_clear().envs(&variables);
-        let daemon = Daemon::start(&mut launcher, &data.path().join("log"), || true);
-        Launcher { daemon, data, variables }
+        // Each start has a log of its own.
+        let daemon = Daemon::start(&mut launcher, &data.path().join(format!("log.{starts}")), || true);
+        Launcher { daemon, data, variables, starts: starts + 1 }
     }
 }
 

@@ -73,13 +73,37 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// Lets it do nothing until [`Self::resume`]: its connections stay open, and nobody answers.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn pause(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn resume(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
     /// Asks it to end, and waits until it has: its exit code, if it was not ended by a signal.
     ///
     /// # Panics
     /// It takes longer than `limit`.
     pub fn finish(&mut self, limit: Duration) -> Option<i32> {
-        let started = Instant::now();
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.wait(limit)
+    }
+
+    /// Waits until it has ended by itself: its exit code, if it was not ended by a signal.
+    ///
+    /// # Panics
+    /// It takes longer than `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
@@ -98,6 +122,8 @@ impl Daemon {
             if !is_asked {
                 // Once: some take a second signal for impatience and leave their own children behind.
                 let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+                // It may have been stopped for a while when a test failed.
+                let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
                 is_asked = true;
             }
             if started.elapsed() > STOP_LIMIT {
@@ -107,6 +133,64 @@ impl Daemon {
             }
             thread::sleep(POLL);
         }
+    }
+}
+
+/// A daemon that can be ended, stopped for a while, and started again as it was.
+pub struct Service {
+    command: Command,
+    logs: PathBuf,
+    starts: u32,
+    is_ready: Box<dyn FnMut() -> bool + Send>,
+    daemon: Option<Daemon>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("command", &self.command).field("daemon", &self.daemon).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Starts it, as [`Daemon::start`]. Each start has a log of its own: `logs` with a number.
+    ///
+    /// # Panics
+    /// As for [`Daemon::start`].
+    pub fn start(command: Command, logs: &Path, is_ready: impl FnMut() -> bool + Send + 'static) -> Self {
+        let mut service =
+            Self { command, logs: logs.to_owned(), starts: 0, is_ready: Box::new(is_ready), daemon: None };
+        service.restart();
+        service
+    }
+
+    /// Starts it once more, after it has ended.
+    ///
+    /// # Panics
+    /// As for [`Daemon::start`].
+    pub fn restart(&mut self) {
+        self.daemon = None;
+        self.starts += 1;
+        let log = self.logs.with_extension(self.starts.to_string());
+        self.daemon = Some(Daemon::start(&mut self.command, &log, &mut self.is_ready));
+    }
+
+    /// The present process.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("it runs")
+    }
+
+    /// Ends it, if it runs.
+    pub fn stop(&mut self) {
+        self.daemon = None;
+    }
+
+    /// What all of them printed so far.
+    pub fn log(&self) -> String {
+        let logs = (1..=self.starts).map(|start| self.logs.with_extension(start.to_string()));
+        logs.map(|log| fs::read_to_string(log).unwrap_or_default()).collect()
     }
 }
 

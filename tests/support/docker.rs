@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Service};
 use crate::run::{self, finish, succeed};
 
 /// Mounts of containers, and what the two daemons keep in fixed places, stay in a mount namespace that ends with them:
@@ -15,11 +15,15 @@ use crate::run::{self, finish, succeed};
 const IN_NAMESPACE: &str = "mount -t tmpfs tmpfs /run && if [ -d /etc/docker ]; then mount -t tmpfs tmpfs /etc/docker; fi \
                             && exec \"$@\"";
 
+/// The configuration of an engine whose containers live on while it does not.
+pub const LIVE_RESTORE: &str = "{\"live-restore\": true}";
+
 /// A private `containerd` and `dockerd` without a network. Both end when this is dropped, and all containers with them.
 #[derive(Debug)]
 pub struct Engine {
     // Fields are dropped in this order: dockerd before containerd, both before their data.
-    dockerd: Daemon,
+    /// `dockerd`.
+    pub dockerd: Service,
     _containerd: Daemon,
     data: TempDir,
 }
@@ -72,8 +76,26 @@ impl Engine {
         ]);
         let mut ping = client(data.path());
         ping.args(["version", "--format", "{{.Server.Version}}"]);
-        let dockerd = Daemon::start(&mut dockerd, &at("docker.log"), || finish(&mut ping).code == Some(0));
+        let dockerd = Service::start(dockerd, &at("dockerd"), move || finish(&mut ping).code == Some(0));
         Self { dockerd, _containerd: containerd, data }
+    }
+
+    /// Ends it as a crash does. Its containers live on if it was started with [`LIVE_RESTORE`].
+    ///
+    /// # Panics
+    /// It has ended already.
+    pub fn kill(&mut self) {
+        self.dockerd.daemon().kill();
+        // Otherwise the next one believes that it runs.
+        fs::remove_file(self.data.path().join("docker.pid")).unwrap();
+    }
+
+    /// Starts it again on the same data.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn restart(&mut self) {
+        self.dockerd.restart();
     }
 
     /// The directory that everything of it is in.

@@ -1,6 +1,7 @@
 """The instance metadata service, version 2 only: without a token that it gave out it answers 401.
 
-Usage: instance_metadata.py ADDRESS PORT JSON, where JSON maps paths below meta-data/ to values.
+Usage: instance_metadata.py ADDRESS PORT FILE, where FILE is JSON that maps paths below meta-data/ to values. It is read anew
+for every question.
 """
 
 import json
@@ -9,7 +10,6 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-VALUES = json.loads(sys.argv[3])
 TOKENS = {}
 LONGEST = 21600
 PREFIX = "X-aws-ec2-metadata-"
@@ -45,7 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         if TOKENS.get(self.headers.get(PREFIX + "token", ""), 0) < time.monotonic():
             self.answer(401)
             return
-        value = VALUES.get(self.path.removeprefix("/latest/meta-data/"))
+        with open(sys.argv[3], encoding="utf-8") as file:
+            values = json.load(file)
+        value = values.get(self.path.removeprefix("/latest/meta-data/"))
         self.answer(404 if value is None else 200, value or "")
 
 

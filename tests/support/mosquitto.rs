@@ -72,6 +72,19 @@ impl Mosquitto {
         self.daemon.as_ref().expect("the broker runs").log()
     }
 
+    /// What it keeps on disk is in it.
+    pub fn directory(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// It was killed.
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().expect("the broker runs")
+    }
+
     /// Ends it without a chance to say or save anything.
     ///
     /// # Panics

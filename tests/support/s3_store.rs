@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::daemon::Daemon;
+use crate::daemon::Service;
 use crate::registry::free_port;
 
 /// The access key that it knows.
@@ -21,7 +21,8 @@ pub const BUCKET: &str = "example-downloads";
 #[derive(Debug)]
 pub struct S3Store {
     port: u16,
-    _daemon: Daemon,
+    /// The process.
+    pub service: Service,
     data: TempDir,
 }
 
@@ -36,9 +37,9 @@ impl S3Store {
         let port = free_port();
         let mut command = Command::new(program);
         command.arg(data.path().join("objects")).args([&port.to_string(), ACCESS_KEY, SECRET_KEY]);
-        let is_ready = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
-        let daemon = Daemon::start(&mut command, &data.path().join("log"), is_ready);
-        Self { port, _daemon: daemon, data }
+        let is_ready = move || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+        let service = Service::start(command, &data.path().join("log"), is_ready);
+        Self { port, service, data }
     }
 
     /// Its port on loopback.

@@ -3,7 +3,6 @@
 //!
 //! What it does not have is Docker: a unit of that name sleeps in its place, so that user data finds one to configure.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::panic::resume_unwind;
@@ -16,6 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::instance_metadata::InstanceMetadata;
 use crate::release::workspace;
 use crate::run;
 
@@ -54,32 +54,18 @@ pub fn in_own_network<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// The metadata service of an instance. It ends when this is dropped.
-#[derive(Debug)]
-pub struct Metadata {
-    _daemon: Daemon,
-    _data: TempDir,
-}
-
-impl Metadata {
-    /// Starts it with the id of an instance. Only one can be in a network.
-    ///
-    /// # Panics
-    /// It does not start.
-    pub fn start(instance: &str) -> Self {
-        let values = BTreeMap::from([
-            ("instance-id", instance),
-            ("ami-id", "ami-0ead0234bef4f51b0"),
-            ("instance-type", "t3.micro"),
-            ("placement/availability-zone", "eu-west-1a"),
-        ]);
-        let data = tempfile::tempdir().unwrap();
-        let mut server = run::tool("python3");
-        server.arg(workspace().join("tests/support/instance_metadata.py"));
-        server.args([METADATA_ADDRESS, "80", &serde_json::to_string(&values).unwrap()]);
-        let is_ready = || std::net::TcpStream::connect((METADATA_ADDRESS, 80)).is_ok();
-        Self { _daemon: Daemon::start(&mut server, &data.path().join("log"), is_ready), _data: data }
-    }
+/// The metadata service of the instance with this id. Only one can be in a network.
+///
+/// # Panics
+/// It does not start.
+pub fn instance_metadata(instance: &str) -> InstanceMetadata {
+    let values = [
+        ("instance-id", instance),
+        ("ami-id", "ami-0ead0234bef4f51b0"),
+        ("instance-type", "t3.micro"),
+        ("placement/availability-zone", "eu-west-1a"),
+    ];
+    InstanceMetadata::start_at(METADATA_ADDRESS, 80, &values)
 }
 
 /// A host that booted and ran its user data.

@@ -9,9 +9,10 @@ use bundle_core::Cert;
 use bundle_core::version::ReleaseVersion;
 use bundle_core::worker_template::{self, Pins};
 use integration_tests::aws_emulator::Emulator;
+use integration_tests::instance_metadata::InstanceMetadata;
 use integration_tests::release::workspace;
 use integration_tests::run::{Finished, finish, succeed};
-use integration_tests::worker_host::{Host, Metadata};
+use integration_tests::worker_host::{self, Host};
 use integration_tests::{program, tree};
 use sequoia_openpgp::crypto::KeyPair;
 use sequoia_openpgp::packet::Packet;
@@ -194,8 +195,8 @@ impl Account {
     }
 
     /// The metadata service of that instance.
-    pub(super) fn metadata(&self, suffix: &str) -> Metadata {
-        Metadata::start(&self.instance(suffix))
+    pub(super) fn metadata(&self, suffix: &str) -> InstanceMetadata {
+        worker_host::instance_metadata(&self.instance(suffix))
     }
 
     /// Boots a host with this user data.

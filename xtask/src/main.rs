@@ -16,6 +16,7 @@ mod dist;
 mod keygen;
 mod publish;
 mod reproduce;
+mod soak;
 mod test;
 
 mod build;
@@ -44,6 +45,7 @@ Usage: cargo xtask COMMAND [flags]
   reproduce   Build a release again from its commit and compare
   test        Run all tests against a freshly built release
   bench       Measure packing and verifying, side by side with the usual tools
+  soak        Do runs while everything around them fails
   ci          Everything that must hold before a change is merged
 
 `cargo xtask COMMAND --help` tells more. Exit codes: 0 done; 1 something failed; 64 wrong usage; 130 interrupted.
@@ -71,6 +73,7 @@ fn run() -> Result<()> {
         "reproduce" => reproduce::run(arguments),
         "test" => test::run(arguments),
         "bench" => bench::run(arguments),
+        "soak" => soak::run(arguments),
         "ci" => ci::run(arguments),
         other => Err(Failure::usage(format!("there is no command \"{other}\"; see cargo xtask --help"))),
     }

@@ -91,14 +91,8 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         passed_on.push("--".into());
     }
     passed_on.push("--include-ignored".into());
-    let mut progress = Progress::new(2);
-    progress.step("find the programs that tests use", |progress| {
-        debian::install(&debian::missing(&PROGRAMS), Installing::decide(no_install), progress)
-    })?;
+    install_programs(no_install)?;
     let workspace = Workspace::find()?;
-    progress.step("find the AWS emulator", |progress| {
-        tools::install_emulator(&workspace, Installing::decide(no_install), progress)
-    })?;
     if !no_dist {
         let mut flags = vec!["--target=all"];
         if no_install {
@@ -110,5 +104,17 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     cargo.current_dir(workspace.root()).args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(passed_on);
     // Errors capture backtraces then, as they do for users who ask for them: it must not crash a static binary.
     cargo.env("RUST_BACKTRACE", "1").env("SPACELIFT_DIST_DIR", workspace.dist());
-    progress.run_visibly(&mut cargo)
+    Progress::new(0).run_visibly(&mut cargo)
+}
+
+/// Installs what tests use, where that is allowed.
+pub(crate) fn install_programs(no_install: bool) -> Result<()> {
+    let mut progress = Progress::new(2);
+    progress.step("find the programs that tests use", |progress| {
+        debian::install(&debian::missing(&PROGRAMS), Installing::decide(no_install), progress)
+    })?;
+    let workspace = Workspace::find()?;
+    progress.step("find the AWS emulator", |progress| {
+        tools::install_emulator(&workspace, Installing::decide(no_install), progress)
+    })
 }
