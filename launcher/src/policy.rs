@@ -30,6 +30,8 @@ use sha2::{Digest as _, Sha256};
 const PACKAGE: &str = "spacelift";
 /// How long one evaluation may take, the commands that it executes included.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Brackets within brackets. People write five or six.
+const MAXIMUM_DEPTH: usize = 16;
 /// Steps of the interpreter between two looks at the clock.
 const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(1000).expect("it is not zero");
 /// Reasons that are passed on, and characters of each.
@@ -105,6 +107,12 @@ impl Policy {
     /// It does not compile, is of another package, has no rule `deny`, or calls an unknown function.
     pub fn compile(rego: &str, file: &str) -> Result<Self, Error> {
         let syntax = |error: &anyhow::Error| Error::Syntax { file: file.to_owned(), reason: format!("{error:#}") };
+        if let Some(line) = too_deep(rego) {
+            let reason = format!(
+                "brackets are nested more than {MAXIMUM_DEPTH} deep in line {line}. Take a part into a rule of its own"
+            );
+            return Err(Error::Syntax { file: file.to_owned(), reason });
+        }
         // Version 1 first: what is valid in both means the same.
         let mut engine = match parse(rego, file, Version::One) {
             Ok(engine) => engine,
@@ -164,6 +172,30 @@ impl Policy {
         let sampled = self.has_sample && engine.eval_rule(format!("data.{PACKAGE}.sample"))? == Value::from(true);
         Ok(Decision { deny, sampled })
     }
+}
+
+/// The line in which brackets are nested too deep, if there is one: for each of them the parser tries twice what follows.
+fn too_deep(rego: &str) -> Option<usize> {
+    let (mut depth, mut line, mut quote) = (0_usize, 1, None);
+    let mut characters = rego.chars();
+    while let Some(character) = characters.next() {
+        line += usize::from(character == '\n');
+        match (quote, character) {
+            (Some('"'), '\\') => drop(characters.next()),
+            // A comment, or a string that should have ended.
+            (Some('#' | '"'), '\n') => quote = None,
+            (Some(open), close) if open == close => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '`' | '#') => quote = Some(character),
+            (None, '{' | '[' | '(') => depth += 1,
+            (None, '}' | ']' | ')') => depth = depth.saturating_sub(1),
+            (None, _) => {}
+        }
+        if depth > MAXIMUM_DEPTH {
+            return Some(line);
+        }
+    }
+    None
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -121,6 +121,25 @@ fn a_sample_is_asked_for_by_its_own_rule() {
 }
 
 #[test]
+fn a_policy_that_takes_for_ever_to_read_is_refused() {
+    let nested = |open: &str, close: &str, depth| {
+        format!("package spacelift\n\ndeny[x] {{ x := {}1{} }}", open.repeat(depth), close.repeat(depth))
+    };
+    for (open, close) in [("[", "]"), ("{", "}"), ("(", ")")] {
+        let started = std::time::Instant::now();
+        let error = Policy::compile(&nested(open, close, 60), "p.rego").unwrap_err().to_string();
+        assert!(error.contains("nested") && error.contains("line 3"), "{error}");
+        assert!(Policy::compile(&nested(open, "", 60), "p.rego").is_err());
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+    let harmless = format!(
+        "package spacelift\n# {0}\ndeny[x] {{ x := \"{0} \\\" {0}\" }}\ndeny[x] {{ x := `{0}` }}\ndeny[x] {{ x := [[[[1]]]] }}",
+        "[".repeat(100)
+    );
+    Policy::compile(&harmless, "p.rego").unwrap();
+}
+
+#[test]
 fn a_policy_that_does_not_end_is_cut_off() {
     let mut policy = policy(
         "package spacelift\ndeny[\"x\"] { r := numbers.range(1, 4000); count([1 | a := r[_]; b := r[_]; c := r[_]; a + b == c]) == 1 }",
