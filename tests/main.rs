@@ -20,6 +20,7 @@ mod registry_push;
 
 mod accidents;
 mod components;
+mod parsers;
 
 // The launcher's side of the container engine.
 mod launcher_docker;

@@ -13,6 +13,7 @@ pub mod docker;
 pub mod ecr;
 pub mod fault_proxy;
 pub mod faults;
+pub mod fuzz;
 pub mod gpg;
 pub mod instance_metadata;
 pub mod mosquitto;

@@ -13,6 +13,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 mod bench;
 mod ci;
 mod dist;
+mod fuzz;
 mod keygen;
 mod publish;
 mod reproduce;
@@ -46,6 +47,7 @@ Usage: cargo xtask COMMAND [flags]
   test        Run all tests against a freshly built release
   bench       Measure packing and verifying, side by side with the usual tools
   soak        Do runs while everything around them fails
+  fuzz        Search for input that harms a parser
   ci          Everything that must hold before a change is merged
 
 `cargo xtask COMMAND --help` tells more. Exit codes: 0 done; 1 something failed; 64 wrong usage; 130 interrupted.
@@ -74,6 +76,7 @@ fn run() -> Result<()> {
         "test" => test::run(arguments),
         "bench" => bench::run(arguments),
         "soak" => soak::run(arguments),
+        "fuzz" => fuzz::run(arguments),
         "ci" => ci::run(arguments),
         other => Err(Failure::usage(format!("there is no command \"{other}\"; see cargo xtask --help"))),
     }

@@ -1,0 +1,185 @@
+//! What is done with bytes from outside, one function for each parser: none of them may panic, take long, or break what it
+//! promises about its output. `cargo xtask fuzz` looks for input that makes them; the tests do the inputs that were found.
+
+use std::fs;
+use std::io::{Cursor, Read as _};
+use std::path::Path;
+use std::time::SystemTime;
+
+use bundle_core::build_note::Elf;
+use bundle_core::manifest::Manifest;
+use bundle_core::{gzip, image, inspect, sums};
+use launcher_wire::mqtt::{Envelope, FromWorker, ToWorker};
+use launcher_wire::signature::{self, Headers};
+use launcher_wire::token::Token;
+use spacelift_launcher::policy::Policy;
+use spacelift_launcher::registry_credentials::Reference;
+use spacelift_worker::environment::Environment;
+use spacelift_worker::masking::{Masker, Secrets};
+use spacelift_worker::protocol::Variable;
+use spacelift_worker::{archive, runtime_config};
+
+/// A name and what is done.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 15] = [
+    ("manifest", read_manifest),
+    ("sums", read_sums),
+    ("gzip", inflate),
+    ("image", read_image),
+    ("release", look_at_release),
+    ("program", read_program),
+    ("token", read_token),
+    ("message", read_message),
+    ("request", read_request),
+    ("reference", read_reference),
+    ("policy", compile_policy),
+    ("runtime_config", read_configuration),
+    ("environment", expand),
+    ("masking", mask),
+    ("source", unpack),
+];
+
+/// More than this is longer than finding anything takes.
+const MAXIMUM_OUTPUT: u64 = 4 * 1024 * 1024;
+
+fn read_manifest(bytes: &[u8]) {
+    if let Ok(manifest) = Manifest::from_bytes(bytes) {
+        let written = manifest.to_bytes().expect("what was read can be written");
+        assert_eq!(Manifest::from_bytes(&written).expect("what was written can be read"), manifest);
+    }
+}
+
+fn read_sums(bytes: &[u8]) {
+    if let Ok(digest) = sums::find(bytes, "launcher") {
+        // Stock tools find the same line.
+        let line = sums::line(digest, "launcher");
+        assert!(String::from_utf8_lossy(bytes).contains(line.trim_end()), "{line}");
+    }
+}
+
+fn inflate(bytes: &[u8]) {
+    let mut out = Vec::new();
+    let _ = gzip::Reader::new(Cursor::new(bytes), 1).take(MAXIMUM_OUTPUT).read_to_end(&mut out);
+}
+
+fn read_image(bytes: &[u8]) {
+    let _ = image::summarize(bytes);
+}
+
+fn look_at_release(bytes: &[u8]) {
+    let directory = scratch();
+    let path = directory.path().join("release.tar.gz");
+    fs::write(&path, bytes).expect("there is room");
+    let _ = inspect::inspect(&path, &[], SystemTime::UNIX_EPOCH);
+}
+
+fn read_program(bytes: &[u8]) {
+    let _ = Elf::parse(bytes);
+}
+
+fn read_token(bytes: &[u8]) {
+    use base64::Engine as _;
+    // What is in the base64: guessing base64 finds nothing.
+    let _ = Token::from_variable(&base64::prelude::BASE64_STANDARD.encode(bytes));
+    let _ = Token::from_variable(&String::from_utf8_lossy(bytes));
+}
+
+fn read_message(bytes: &[u8]) {
+    if let Ok(message) = Envelope::<ToWorker>::decode(bytes) {
+        let _ = message.encode();
+    }
+    if let Ok(message) = Envelope::<FromWorker>::decode(bytes) {
+        let _ = message.encode();
+    }
+}
+
+fn read_request(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.split('\n').map(str::to_owned);
+    let mut line = || lines.next().unwrap_or_default();
+    let headers = Headers { content_digest: line(), worker: line(), signature_input: line(), signature: line() };
+    let _ = signature::claimed(&headers);
+}
+
+fn read_reference(bytes: &[u8]) {
+    let _ = Reference::parse(&String::from_utf8_lossy(bytes));
+}
+
+fn compile_policy(bytes: &[u8]) {
+    let _ = Policy::compile(&String::from_utf8_lossy(bytes), "policy.rego");
+}
+
+fn read_configuration(bytes: &[u8]) {
+    let source = scratch();
+    fs::create_dir(source.path().join(".spacelift")).expect("there is room");
+    for name in ["config.yml", "workflow.yml"] {
+        fs::write(source.path().join(".spacelift").join(name), bytes).expect("there is room");
+    }
+    let _ = runtime_config::RuntimeConfig::read(source.path(), "stack", false);
+    let _ = runtime_config::workflow(source.path());
+}
+
+fn expand(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let pairs = text.split('\n').filter_map(|line| line.split_once('='));
+    let variables: Vec<_> =
+        pairs.map(|(name, value)| Variable { name: name.to_owned(), value: value.to_owned(), secret: false }).collect();
+    let _ = Environment::default().add(&variables);
+}
+
+/// The first line is a secret, and how the rest is divided makes no difference: the first byte says where.
+fn mask(bytes: &[u8]) {
+    let Some((&at, rest)) = bytes.split_first() else { return };
+    let (secret, text) = rest.split_at(rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len()));
+    let masked = |parts: &[&[u8]]| {
+        let mut secrets = Secrets::default();
+        secrets.add(secret).ok()?;
+        let (mut masker, mut out) = (Masker::new(secrets), Vec::new());
+        for part in parts {
+            masker.write(part, &mut out).ok()?;
+        }
+        masker.flush(&mut out).ok()?;
+        Some(out)
+    };
+    let (before, after) = text.split_at(usize::from(at).min(text.len()));
+    let whole = masked(&[text]);
+    assert_eq!(masked(&[before, after]), whole, "it makes a difference where it is cut");
+    let trimmed = secret.trim_ascii();
+    // What a directive adds is masked from there on only, and shorter secrets can be in the mask itself.
+    if let Some(out) = whole
+        && trimmed.len() > 3
+        && !b"***".windows(1).any(|star| trimmed.windows(1).any(|byte| byte == star))
+    {
+        assert!(!out.windows(trimmed.len()).any(|window| window == trimmed), "a secret is shown");
+    }
+}
+
+fn unpack(bytes: &[u8]) {
+    let around = scratch();
+    let into = around.path().join("into");
+    fs::create_dir(&into).expect("there is room");
+    fs::write(around.path().join("beside"), "as it was").expect("there is room");
+    // As gzip, or as what is in it.
+    let mut compressed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let packed = std::io::Write::write_all(&mut compressed, bytes).and_then(|()| compressed.finish());
+    let _ = archive::unpack(Cursor::new(packed.expect("memory takes everything")), &into);
+    let beside: Vec<_> = entries(around.path());
+    assert_eq!(beside, ["beside", "into"], "something is outside");
+    assert_eq!(fs::read(around.path().join("beside")).expect("it is there"), b"as it was");
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let list = fs::read_dir(directory).expect("it is there");
+    let mut names: Vec<_> = list.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// In memory, where there is such a place.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("there is room for files")
+}
