@@ -521,6 +521,7 @@ cases! {
     directory_threshold_not_met
     directory_with_arguments_of_archives
     directory_version_of_another
+    directory_version_missing
     directory_development
     directory_rollback
     directory_certificate_expired

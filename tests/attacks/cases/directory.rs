@@ -160,6 +160,13 @@ pub(crate) fn cases(material: &Material) -> anyhow::Result<Vec<Made>> {
         .refused(18, &["version: it says \"v1.2.2\""]),
         Made::directory(
             material,
+            "directory-version-missing",
+            "A release without `version`, whose manifest does not list it either.",
+            &release.clone().without("version"),
+        )?
+        .refused(18, &["version: the manifest does not list it"]),
+        Made::directory(
+            material,
             "directory-development",
             "A development release that was unpacked.",
             &release.clone().manifest(|manifest| manifest.development = true),
