@@ -440,6 +440,16 @@ pub(crate) mod tests {
         }
     }
 
+    /// Signatures of launchers lie beside what is listed: a directory in their place would keep them out.
+    #[test]
+    fn names_that_are_taken_are_no_directories() {
+        for taken in [MANIFEST, MANIFEST_SIGNATURE, "spacelift-launcher-x86_64_SHA256SUMS.sig"] {
+            let below = format!("{taken}/file");
+            let error = manifest(&[(&below, b"")]).to_bytes().unwrap_err().to_string();
+            assert!(error.contains("is used as a directory"), "{error}");
+        }
+    }
+
     #[test]
     fn is_read_as_it_was_written() {
         let manifest = manifest(&[("version", b"v1.2.3\n"), ("bin/tool", b"x"), ("a/b/c.sh", b"")]);
