@@ -566,12 +566,12 @@ impl Agent {
 
     /// What a launcher before this one has begun and not ended: its container, if it lives, goes on with this one.
     async fn recover(&mut self) -> Result<Vec<Action>, Error> {
-        tokio::task::spawn_blocking(self.slot.sweep());
         let Some(Entry { run, assignment, stage, begun }) = self.slot.journal()? else {
             self.slot.put_aside()?;
             tokio::task::spawn_blocking(self.slot.sweep());
             return Ok(vec![]);
         };
+        tokio::task::spawn_blocking(self.slot.sweep());
         let ids = Ids { run, assignment };
         let directory = self.slot.run_directory();
         slot::private_directory(&directory)?;
