@@ -3,41 +3,30 @@
 use std::fs;
 
 use integration_tests::fuzz::TARGETS;
+use integration_tests::random::Random;
 use integration_tests::release::workspace;
 use integration_tests::tree;
 
 /// Changes of each input.
 const CHANGES: u64 = 1000;
 
-/// Numbers that are the same in every run of the test.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn changed(&mut self, input: &[u8]) -> Vec<u8> {
-        let mut bytes = input.to_vec();
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len() as u64 + 1) as usize;
-            match self.below(5) {
-                0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-                1 if at < bytes.len() => bytes[at] = self.below(256) as u8,
-                2 => bytes.truncate(at),
-                3 => bytes.insert(at, b"{}[]\"\n\\/:%$*\0-0"[self.below(15) as usize]),
-                _ => {
-                    let from = self.below(bytes.len() as u64 + 1) as usize;
-                    let part = bytes[from..bytes.len().min(from + 40)].to_vec();
-                    bytes.splice(at..at, part);
-                }
+fn changed(random: &mut Random, input: &[u8]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    for _ in 0..=random.below(3) {
+        let at = random.below(bytes.len() as u64 + 1) as usize;
+        match random.below(5) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 if at < bytes.len() => bytes[at] = random.below(256) as u8,
+            2 => bytes.truncate(at),
+            3 => bytes.insert(at, b"{}[]\"\n\\/:%$*\0-0"[random.below(15) as usize]),
+            _ => {
+                let from = random.below(bytes.len() as u64 + 1) as usize;
+                let part = bytes[from..bytes.len().min(from + 40)].to_vec();
+                bytes.splice(at..at, part);
             }
         }
-        bytes
     }
+    bytes
 }
 
 #[test]
@@ -50,7 +39,7 @@ fn no_input_does_harm() {
             let input = fs::read(&file).unwrap();
             target(&input);
             for _ in 0..CHANGES {
-                target(&random.changed(&input));
+                target(&changed(&mut random, &input));
             }
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use integration_tests::faults::{Case, Fault, Moment, Part, Site};
 use integration_tests::program;
+use integration_tests::random::Random;
 use integration_tests::release::Release;
 
 const PARTS: [Part; 6] = [Part::Launcher, Part::Broker, Part::ControlPlane, Part::Store, Part::Engine, Part::Container];
@@ -36,7 +37,7 @@ fn main() -> Result<ExitCode> {
     let (begun, mut lines, mut wrong) = (Instant::now(), vec![], 0);
     let mut planned = every_case().into_iter();
     while begun.elapsed() < limit {
-        let case = planned.next().unwrap_or_else(|| random.case());
+        let case = planned.next().unwrap_or_else(|| any_case(&mut random));
         let started = Instant::now();
         let found = site.try_case(&case);
         let word = if found.is_empty() { "ok" } else { "WRONG" };
@@ -83,29 +84,17 @@ fn every_case() -> Vec<Case> {
     cases
 }
 
-/// Numbers that look random. The seed is in the report.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn case(&mut self) -> Case {
-        let part = PARTS[self.below(6) as usize];
-        let fault = FAULTS[self.below(2) as usize];
-        let moment = match self.below(5) {
-            0 if part != Part::Container => Moment::Begun(Duration::from_millis(self.below(3000))),
-            1 if part != Part::Container => Moment::PlanEnding,
-            2 if part != Part::Container => Moment::ApplyEnding,
-            3 => Moment::Applying,
-            _ => Moment::Planning,
-        };
-        // Mostly short, now and then longer than most limits of a single attempt.
-        let longest = [500, 2_000, 8_000, 70_000][self.below(4) as usize];
-        Case { part, fault, moment, duration: Duration::from_millis(100 + self.below(longest)) }
-    }
+fn any_case(random: &mut Random) -> Case {
+    let part = PARTS[random.below(6) as usize];
+    let fault = FAULTS[random.below(2) as usize];
+    let moment = match random.below(5) {
+        0 if part != Part::Container => Moment::Begun(Duration::from_millis(random.below(3000))),
+        1 if part != Part::Container => Moment::PlanEnding,
+        2 if part != Part::Container => Moment::ApplyEnding,
+        3 => Moment::Applying,
+        _ => Moment::Planning,
+    };
+    // Mostly short, now and then longer than most limits of a single attempt.
+    let longest = [500, 2_000, 8_000, 70_000][random.below(4) as usize];
+    Case { part, fault, moment, duration: Duration::from_millis(100 + random.below(longest)) }
 }

@@ -19,6 +19,7 @@ pub mod instance_metadata;
 pub mod mosquitto;
 pub mod pki;
 pub mod program;
+pub mod random;
 pub mod registry;
 pub mod release;
 pub mod run;
