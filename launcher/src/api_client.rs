@@ -58,7 +58,7 @@ pub enum Error {
         request: String,
         /// For how long it was tried.
         seconds: u64,
-        /// How the last attempt ended.
+        /// How the last attempt ended that was not cut short by the deadline.
         reason: String,
     },
     /// An answer that is none of the API's, or a request that cannot be made.
@@ -203,11 +203,16 @@ impl ApiClient {
     async fn send(&self, request: &Request, deadline: Option<Duration>) -> Result<(StatusCode, Vec<u8>), Error> {
         let started = Instant::now();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut known = None;
         loop {
             let left = deadline.map(|deadline| deadline.saturating_sub(started.elapsed()));
             let limit = left.unwrap_or(ATTEMPT_TIMEOUT).min(ATTEMPT_TIMEOUT);
             let attempt = match tokio::time::timeout(limit, self.attempt(request)).await {
                 Ok(attempt) => attempt,
+                // What was the matter before says more than that the deadline cut the next attempt short.
+                Err(_) if limit < ATTEMPT_TIMEOUT && known.is_some() => {
+                    Attempt::Again { reason: known.take().unwrap_or_default(), wait: None }
+                }
                 Err(_) => Attempt::Again { reason: format!("no answer after {} s", limit.as_secs()), wait: None },
             };
             let (reason, asked) = match attempt {
@@ -221,6 +226,7 @@ impl ApiClient {
                 return Err(Error::Unreachable { request: request.name.clone(), seconds, reason });
             }
             tracing::warn!(request = %request.name, wait_ms = wait.as_millis(), "the API gave no answer, trying again: {reason}");
+            known = Some(reason);
             tokio::time::sleep(wait).await;
         }
     }
