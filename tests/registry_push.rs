@@ -554,6 +554,25 @@ fn other_registries_take_what_docker_login_stored() {
 }
 
 #[test]
+fn only_what_is_on_aws_needs_aws() {
+    let (release, registry) = (Release::small(), Registry::start());
+    let without = |mut push: Command| {
+        push.env_remove("AWS_REGION");
+        push
+    };
+    let mut elsewhere = without(release.push_plainly(&registry.address()));
+    run(elsewhere.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY")).expect(0);
+    assert_eq!(digest(&raw(&registry, &format!("{NAME}:{VERSION}"))), release.digest);
+    // The address of a registry of ECR has its region.
+    let ecr = Ecr::start(&registry, Door::Ecr);
+    run(&mut without(release.push_to_ecr(&ecr))).expect(0);
+    // An emulator's has not.
+    let mut emulated = without(release.push_plainly(&registry.address()));
+    let refused = run(emulated.args(["--endpoint-url", "http://127.0.0.1:1"])).expect(64);
+    assert!(refused.says("AWS_REGION"), "{refused}");
+}
+
+#[test]
 fn an_emulator_of_ecr_has_its_registry_where_it_says() {
     let (release, registry) = (Release::small(), Registry::start());
     let emulator = Ecr::start(&registry, Door::Open);

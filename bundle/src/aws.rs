@@ -130,6 +130,22 @@ impl Connection {
     /// # Errors
     /// See [`Error`].
     pub(crate) async fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_near(options, None).await
+    }
+
+    /// The same for a registry: where no region is named, that of the registry's address serves, and one that is not on AWS needs
+    /// none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(crate) async fn open_for_registry(options: &Options, region: Option<&str>) -> Result<Self, Error> {
+        /// The SDK's clients want to be told one. No request is made with it.
+        const ANY: &str = "us-east-1";
+        Self::open_near(options, Some(region.unwrap_or(ANY))).await
+    }
+
+    /// `otherwise` is the region if none is named and no emulator either.
+    async fn open_near(options: &Options, otherwise: Option<&str>) -> Result<Self, Error> {
         let endpoint = options.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
         let proxy = options.proxies.config(endpoint.as_deref())?;
         let tls = tls_context()?;
@@ -146,7 +162,10 @@ impl Connection {
         if let Some(endpoint) = &options.endpoint_url {
             loader = loader.endpoint_url(endpoint);
         }
-        let config = loader.load().await;
+        let mut config = loader.load().await;
+        if let Some(region) = otherwise.filter(|_| config.region().is_none() && config.endpoint_url().is_none()) {
+            config = config.into_builder().region(Region::new(region.to_owned())).build();
+        }
         if let Some(endpoint) = config.endpoint_url() {
             check_endpoint(endpoint, options.allow_http)?;
         }

@@ -5,6 +5,7 @@
 //! drifts does not decide the result. Inputs are generated: pieces of this project's text, pieces of the program's own machine
 //! code, and random bytes in place of compressed image layers; the same ones for the same program.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use integration_tests::docker::Engine;
 use integration_tests::ecr;
 use integration_tests::registry::Registry;
 use integration_tests::release::noise;
@@ -19,6 +21,8 @@ use integration_tests::s3_store::{BUCKET, S3Store};
 
 /// Pairs of runs that count, after one that does not.
 const RUNS: usize = 5;
+/// Of the generated image.
+const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
 /// Bytes of the generated release.
 const SIZE: usize = 200_000_000;
 
@@ -245,34 +249,72 @@ fn push(program: &Path, directory: &Path) -> anyhow::Result<()> {
     let mut unpack = Command::new(program);
     unpack.arg("verify").arg(archive).arg("--cert").arg(&certificate).arg("--unpack").arg(&release);
     ensure!(unpack.stdout(Stdio::null()).status()?.success(), "unpacking failed");
-    let registry = Registry::start();
-    let number = std::cell::Cell::new(0);
-    let push = |repository: String| {
+    // An empty one for each push: skopeo remembers which registry has which blob, and would send none of them again.
+    let registries = RefCell::new(vec![]);
+    let empty_registry = || {
+        let registry = Registry::start();
+        let address = registry.address();
+        registries.borrow_mut().push(registry);
+        address
+    };
+    let push = |registry: &str| {
         let mut command = Command::new(program);
         command.arg("push").arg(&release).arg("--cert").arg(&certificate).arg("--allow-http").arg("--repository");
-        command.arg(repository).stderr(Stdio::null());
-        S3Store::configure(&mut command, "https://127.0.0.1:1");
+        command.arg(format!("{registry}/spacelift-launcher")).stderr(Stdio::null());
         command
     };
-    let ours = || {
-        number.set(number.get() + 1);
-        Ok(vec![push(format!("{}/ours-{}", registry.address(), number.get()))])
-    };
-    let theirs = || {
-        number.set(number.get() + 1);
+    let skopeo = |registry: &str| {
         let mut command = Command::new("skopeo");
         command.args(["copy", "--quiet", "--all", "--dest-tls-verify=false"]);
         command.arg(format!("oci-archive:{}", image.display()));
-        command.arg(format!("docker://{}/theirs-{}:v1.0.0", registry.address(), number.get()));
-        Ok(vec![command])
+        command.arg(format!("docker://{registry}/spacelift-launcher:v1.0.0"));
+        command
     };
-    heading("push an image of two architectures, 200 MB: verified and sent; against skopeo, which sends");
+    let ours = || Ok(vec![push(&empty_registry())]);
+    let theirs = || Ok(vec![skopeo(&empty_registry())]);
+    heading("push an image of two architectures, 200 MB: verified and sent; against tools that send");
     let result = race(&ours, &theirs)?;
     row("skopeo copy", &result, Goal::ShareOfWall(0.7))?;
     cpu_row(&result, 1.0)?;
-    let again = || Ok(vec![push(format!("{}/ours-1", registry.address()))]);
-    let result = race(&again, &theirs)?;
-    say(&format!("  a second push: {:.3} s, with verifying 200 MB", result.ours.as_secs_f64()))
+
+    let engine = Engine::start();
+    let load = |architecture: &str| {
+        let mut command = Command::new("skopeo");
+        command.args(["--override-arch", architecture, "copy", "--quiet", "--dest-daemon-host", &engine.host()]);
+        command.arg(format!("oci-archive:{}", image.display()));
+        command.arg(format!("docker-daemon:loaded:{architecture}"));
+        command
+    };
+    for architecture in ARCHITECTURES {
+        ensure!(load(architecture).status()?.success(), "loading the image into the engine failed");
+    }
+    let theirs = || {
+        let registry = empty_registry();
+        let mut commands = vec![];
+        for architecture in ARCHITECTURES {
+            let name = format!("{registry}/spacelift-launcher:{architecture}");
+            let mut tag = engine.docker();
+            let tagged = tag.args(["tag", &format!("loaded:{architecture}"), &name]).status()?;
+            ensure!(tagged.success(), "tagging the image failed");
+            let mut command = engine.docker();
+            command.args(["push", "--quiet", &name]);
+            commands.push(command);
+        }
+        Ok(commands)
+    };
+    let result = race(&ours, &theirs)?;
+    row("docker push, once for each architecture", &result, Goal::ShareOfWall(0.7))?;
+
+    let registry = empty_registry();
+    ensure!(push(&registry).stdout(Stdio::null()).status()?.success(), "the first push failed");
+    let again = || Ok(vec![push(&registry)]);
+    let result = race(&again, &|| Ok(vec![skopeo(&registry)]))?;
+    let verdict = if result.ours.as_secs_f64() < 0.2 { "met" } else { "MISSED" };
+    say(&format!(
+        "  a second push: ours {:.3} s with verifying 200 MB, skopeo {:.3} s; goal 0.2 s: {verdict}",
+        result.ours.as_secs_f64(),
+        result.theirs.as_secs_f64()
+    ))
 }
 
 fn cpu_row(race: &Race, goal: f64) -> anyhow::Result<()> {

@@ -4,6 +4,8 @@
 //! The emulator of AWS in `support/aws_emulator.rs` accepts any signature and any checksum, and has versions and policies;
 //! this one is the other way round. What works against both works against S3.
 
+mod checksums;
+
 use std::io::{self, Write as _};
 
 use anyhow::{Context as _, bail};
@@ -14,13 +16,15 @@ use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 
+use crate::checksums::WithChecksums;
+
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [directory, port, access_key, secret_key] = arguments.as_slice() else {
         bail!("expected: DIRECTORY PORT ACCESS-KEY SECRET-KEY");
     };
     let files = FileSystem::new(directory).map_err(|error| anyhow::anyhow!("{directory}: {error:?}"))?;
-    let mut service = S3ServiceBuilder::new(files);
+    let mut service = S3ServiceBuilder::new(WithChecksums::new(files));
     service.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
     let service = service.build();
     let port: u16 = port.parse().context("the port")?;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
@@ -138,19 +140,90 @@ impl<W: Write> Write for HashingWriter<W> {
 /// Hands on what `inner` gives and takes its digest.
 pub struct HashingReader<R> {
     inner: R,
-    hasher: sha2::Sha256,
+    hasher: Hasher,
     length: u64,
+}
+
+enum Hasher {
+    Here(sha2::Sha256),
+    Beside(Beside),
 }
 
 impl<R> HashingReader<R> {
     /// Starts with nothing hashed.
     pub fn new(inner: R) -> Self {
-        Self { inner, hasher: sha2::Sha256::new(), length: 0 }
+        Self { inner, hasher: Hasher::Here(sha2::Sha256::new()), length: 0 }
+    }
+
+    /// The same, with a thread that hashes: for a reader that takes digests of its own of what it is given.
+    pub fn beside(inner: R) -> Self {
+        Self { inner, hasher: Hasher::Beside(Beside::start()), length: 0 }
     }
 
     /// The wrapped reader, the digest and the number of bytes that went through.
     pub fn finish(self) -> (R, Digest, u64) {
-        (self.inner, Digest(self.hasher.finalize().into()), self.length)
+        let digest = match self.hasher {
+            Hasher::Here(hasher) => Digest(hasher.finalize().into()),
+            Hasher::Beside(beside) => beside.finish(),
+        };
+        (self.inner, digest, self.length)
+    }
+}
+
+/// A thread that hashes pieces of a stream.
+struct Beside {
+    piece: Vec<u8>,
+    pieces: SyncSender<Vec<u8>>,
+    empty: Receiver<Vec<u8>>,
+    thread: JoinHandle<sha2::Sha256>,
+}
+
+impl Beside {
+    /// What is given to the thread at once.
+    const PIECE: usize = 256 * 1024;
+    /// Pieces on their way to the thread. With one at each end, a reader holds a MiB.
+    const AHEAD: usize = 2;
+
+    fn start() -> Self {
+        let (pieces, full) = sync_channel::<Vec<u8>>(Self::AHEAD);
+        // Room for every piece that there is: giving one back never waits.
+        let (back, empty) = sync_channel(Self::AHEAD + 2);
+        let thread = std::thread::spawn(move || {
+            let mut hasher = sha2::Sha256::new();
+            for mut piece in full {
+                hasher.update(&piece);
+                piece.clear();
+                let _ = back.send(piece);
+            }
+            hasher
+        });
+        Self { piece: Vec::with_capacity(Self::PIECE), pieces, empty, thread }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(Self::PIECE - self.piece.len()));
+            self.piece.extend_from_slice(now);
+            bytes = later;
+            if self.piece.len() == Self::PIECE {
+                self.hand_over();
+            }
+        }
+    }
+
+    fn hand_over(&mut self) {
+        let next = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(Self::PIECE));
+        // A thread that is not there any more has panicked, which `finish` passes on.
+        let _ = self.pieces.send(std::mem::replace(&mut self.piece, next));
+    }
+
+    fn finish(mut self) -> Digest {
+        self.hand_over();
+        drop(self.pieces);
+        match self.thread.join() {
+            Ok(hasher) => Digest(hasher.finalize().into()),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 }
 
@@ -176,7 +249,10 @@ impl<R: Read> HashingReader<R> {
 impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
+        match &mut self.hasher {
+            Hasher::Here(hasher) => hasher.update(&buffer[..read]),
+            Hasher::Beside(beside) => beside.update(&buffer[..read]),
+        }
         self.length += read as u64;
         Ok(read)
     }
@@ -205,5 +281,18 @@ mod tests {
         let (bytes, digest, length) = writer.finish();
         assert_eq!((bytes.as_slice(), digest, length), (&b"abc"[..], Digest::of(b"abc"), 3));
         assert_eq!(Digest::of_reader(&b"abc"[..]).unwrap(), (Digest::of(b"abc"), 3));
+    }
+
+    #[test]
+    fn a_thread_beside_takes_the_same_digest() {
+        let piece = Beside::PIECE;
+        for length in [0, 1, piece - 1, piece, piece + 1, 9 * piece + 7] {
+            let bytes: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            let mut reader = HashingReader::beside(bytes.as_slice());
+            let mut taken = vec![0; 1 + piece * 2 / 3];
+            while reader.read(&mut taken).unwrap() > 0 {}
+            let (rest, digest, read) = reader.finish();
+            assert_eq!((rest.len(), digest, read), (0, Digest::of(&bytes), length as u64), "{length} bytes");
+        }
     }
 }

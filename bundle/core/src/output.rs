@@ -4,14 +4,75 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use tempfile::NamedTempFile;
 
 /// A file that is written beside its final place and moved there by [`OutputFile::commit`]. Dropped before that, by an
 /// error or an interruption, it leaves nothing.
 pub struct OutputFile {
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<Written>,
     path: PathBuf,
+}
+
+/// Bytes after which a file begins to go to disk while more is written: waiting for all of it at the end costs a large archive
+/// as much time as hashing it does.
+const STEP: usize = 16 * 1024 * 1024;
+
+struct Written {
+    file: NamedTempFile,
+    /// Bytes since the disk was last asked to take what there is.
+    since: usize,
+    early: Option<Early>,
+}
+
+/// A thread that puts what was written to disk.
+struct Early {
+    wanted: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Early {
+    fn start(file: &File) -> io::Result<Self> {
+        let file = file.try_clone()?;
+        let (wanted, requests) = sync_channel(1);
+        let thread = std::thread::spawn(move || requests.iter().try_for_each(|()| file.sync_data()));
+        Ok(Self { wanted, thread })
+    }
+
+    /// The kernel reports a failure of the disk once, so this one may not be lost.
+    fn finish(self) -> io::Result<()> {
+        drop(self.wanted);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Written {
+    fn sync_all(&mut self) -> io::Result<()> {
+        let early = self.early.take().map_or(Ok(()), Early::finish);
+        self.file.as_file().sync_all().and(early)
+    }
+}
+
+impl Write for Written {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        self.since += written;
+        if self.since >= STEP {
+            self.since = 0;
+            if self.early.is_none() {
+                self.early = Some(Early::start(self.file.as_file())?);
+            }
+            // One that is still at it takes this along the next time.
+            let _ = self.early.as_ref().map(|early| early.wanted.try_send(()));
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 impl OutputFile {
@@ -46,6 +107,7 @@ impl OutputFile {
         let file = tempfile::Builder::new().prefix(".partial-").suffix(".tmp").tempfile_in(directory)?;
         // The temporary file is private until here; its mode does not pass through the umask.
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        let file = Written { file, since: 0, early: None };
         Ok(Self { file: BufWriter::with_capacity(1024 * 1024, file), path: path.to_owned() })
     }
 
@@ -61,7 +123,7 @@ impl OutputFile {
     /// The disk is full.
     pub fn sync(&mut self) -> io::Result<()> {
         self.file.flush()?;
-        self.file.get_ref().as_file().sync_all()
+        self.file.get_mut().sync_all()
     }
 
     /// Writes everything to disk and gives the file its name, replacing what was there.
@@ -69,9 +131,9 @@ impl OutputFile {
     /// # Errors
     /// The disk is full, or the name cannot be taken. Nothing is left then.
     pub fn commit(self) -> io::Result<()> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
+        let mut written = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        written.sync_all()?;
+        written.file.persist(&self.path).map_err(|error| error.error)?;
         sync_parent(&self.path)
     }
 

@@ -165,13 +165,12 @@ pub fn pack(release: &Release, output: &Path, threads: usize) -> Result<Packed, 
             }
             Entry::File(index) => {
                 let described = &manifest.files[index];
-                let source = &sources[index];
+                let (source, crc) = &sources[index];
                 archive::file_header(&manifest, index).and_then(|header| tar.header(&header)).map_err(write)?;
-                let mut reader = HashingReader::new(source.open()?);
+                let mut reader = Checked::new(source.open()?);
                 tar.contents(&mut reader, described.size)
                     .map_err(|error| Error::Write { path: path.clone(), source: error })?;
-                let (_, digest, _) = reader.finish();
-                if digest != described.sha256 {
+                if reader.crc.sum() != *crc {
                     return Err(Error::NotPackable {
                         path: source.path(),
                         reason: "it changed while it was packed; run the command again".into(),
@@ -278,7 +277,30 @@ fn walk(stage: &Path, below: &str, sources: &mut Vec<(ReleasePath, Source)>) -> 
 struct Described {
     size: u64,
     sha256: Digest,
+    /// Of the same bytes, to notice files that change while they are packed. Whoever changes them on purpose gets a
+    /// release that no verifier accepts.
+    crc: u32,
     image: Option<manifest::Image>,
+}
+
+/// Hands on what `inner` gives and takes its CRC-32, which costs a tenth of a digest.
+struct Checked<R> {
+    inner: R,
+    crc: libdeflater::Crc,
+}
+
+impl<R> Checked<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, crc: libdeflater::Crc::new() }
+    }
+}
+
+impl<R: Read> Read for Checked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.crc.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 /// Reads every file once. Files are shared out among `threads`, since the manifest, which comes first in the archive,
@@ -287,7 +309,7 @@ fn describe(
     release: &Release,
     sources: Vec<(ReleasePath, Source)>,
     threads: usize,
-) -> Result<(Manifest, Vec<Source>), Error> {
+) -> Result<(Manifest, Vec<(Source, u32)>), Error> {
     let described: Vec<OnceLock<Result<Described, Error>>> = sources.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -316,7 +338,7 @@ fn describe(
         failed?;
     }
     for ((path, source), described) in sources.into_iter().zip(results.into_iter().flatten()) {
-        let Described { size, sha256, image } = described?;
+        let Described { size, sha256, crc, image } = described?;
         images.extend(image);
         match path.as_str() {
             "bin/spacelift-launcher" => targets.push("x86_64".to_owned()),
@@ -324,7 +346,7 @@ fn describe(
             _ => {}
         }
         files.push(manifest::File { size, sha256, mode: Mode::of(&path), kind: manifest::Kind::of(&path), path });
-        kept.push(source);
+        kept.push((source, crc));
     }
     targets.sort();
     images.sort_by(|a: &manifest::Image, b| a.name.cmp(&b.name));
@@ -351,8 +373,10 @@ fn describe(
 fn describe_file(path: &ReleasePath, source: &Source) -> Result<Described, Error> {
     let read = |error| Error::Read { path: source.path(), source: error };
     interrupt::check().map_err(read)?;
-    let mut reader = HashingReader::new(source.open()?);
-    let image = if manifest::Kind::of(path) == manifest::Kind::Image {
+    let is_image = manifest::Kind::of(path) == manifest::Kind::Image;
+    let contents = Checked::new(source.open()?);
+    let mut reader = if is_image { HashingReader::beside(contents) } else { HashingReader::new(contents) };
+    let image = if is_image {
         let summary =
             image::summarize(&mut reader).map_err(|error| Error::Image { path: source.path(), source: error })?;
         let name = path.as_str().trim_start_matches("container-images/").trim_end_matches(".tar");
@@ -366,11 +390,46 @@ fn describe_file(path: &ReleasePath, source: &Source) -> Result<Described, Error
         None
     };
     reader.drain().map_err(read)?;
-    let (_, sha256, size) = reader.finish();
-    Ok(Described { size, sha256, image })
+    let (contents, sha256, size) = reader.finish();
+    Ok(Described { size, sha256, crc: contents.crc.sum(), image })
 }
 
 /// The platforms of an image as the manifest lists them.
 pub(crate) fn platform_names(summary: &image::ImageSummary) -> Vec<String> {
     summary.platforms.iter().map(|image| image.platform.to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_packed_is_no_release() {
+        let directory = tempfile::tempdir().unwrap();
+        let stage = directory.path().join("stage");
+        fs::create_dir(&stage).unwrap();
+        // A regular file with as many bytes each time, and never the same ones.
+        let changing = PathBuf::from("/proc/sys/kernel/random/uuid");
+        let release = Release {
+            product: "example".into(),
+            version: "v1.0.0".parse().unwrap(),
+            sequence: 1,
+            channel: "stable".into(),
+            development: true,
+            commit: "unknown".into(),
+            modified: false,
+            source_date: 1_700_000_000,
+            source: "https://example.com/example".into(),
+            minimum_upgrade_from: None,
+            threshold: 1,
+            certificates: vec![],
+            stage,
+            files: vec![("payload/changing".parse().unwrap(), changing.clone())],
+            images: vec![],
+        };
+        let error = pack(&release, directory.path(), 1).unwrap_err();
+        assert!(matches!(&error, Error::NotPackable { path, .. } if *path == changing), "{error}");
+        assert!(error.to_string().contains("it changed while it was packed"), "{error}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "only the stage is there");
+    }
 }

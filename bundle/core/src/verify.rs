@@ -793,7 +793,10 @@ impl<'a> CrossCheck<'a> {
     fn file(&mut self, file: &'a manifest::File, contents: impl Read) -> Result<(), Error> {
         let path = file.path.as_str();
         let wrong = |reason: String| Error::File { path: path.to_owned(), reason };
-        let mut hashing = HashingReader::new(contents);
+        let mut hashing = match file.kind {
+            Kind::Image => HashingReader::beside(contents),
+            _ => HashingReader::new(contents),
+        };
         // What must be looked into is read in memory, or in one pass; it is believed only after the digest matched.
         let mut held = Vec::new();
         let mut image = None;

@@ -62,7 +62,8 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let release = Verified::open(&arguments.release, &arguments.trust, &work)?;
     let tag = arguments.tag.clone().unwrap_or_else(|| release.manifest.version.to_string());
     publish::runtime().context("cannot start threads")?.block_on(async {
-        let connection = aws::Connection::open(&arguments.aws).await.map_err(registry::Error::Endpoint)?;
+        let connection = aws::Connection::open_for_registry(&arguments.aws, repository.region().as_deref()).await;
+        let connection = connection.map_err(registry::Error::Endpoint)?;
         if arguments.dry_run {
             let existing = registry::resolve(&connection, &repository, &tag).await?;
             return Ok(print_plan(&format!("{repository}:{tag}"), &release.digest, existing.as_deref(), json)?);

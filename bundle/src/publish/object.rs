@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bundle_core::digest::Digest;
 
@@ -26,6 +27,8 @@ pub(crate) struct Object {
     /// SHA-256 of all of it, from the verified manifest or sums.
     pub(crate) sha256: Digest,
     source: Source,
+    /// The SHA-256 of each part that was hashed already.
+    sums: Arc<[OnceLock<[u8; 32]>]>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,7 +41,7 @@ enum Source {
 impl Object {
     /// An object whose bytes are in `file`.
     pub(crate) fn of_file(key: String, file: File, size: u64, sha256: Digest) -> Self {
-        Self { key, size, sha256, source: Source::File(Arc::new(file)) }
+        Self::new(key, size, sha256, Source::File(Arc::new(file)))
     }
 
     /// As [`Object::of_file`], with the file's path.
@@ -52,7 +55,12 @@ impl Object {
     /// A small object.
     pub(crate) fn of_bytes(key: String, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
-        Self { key, size: bytes.len() as u64, sha256: Digest::of(&bytes), source: Source::Bytes(bytes) }
+        Self::new(key, bytes.len() as u64, Digest::of(&bytes), Source::Bytes(bytes))
+    }
+
+    fn new(key: String, size: u64, sha256: Digest, source: Source) -> Self {
+        let sums = (0..parts(size)).map(|_| OnceLock::new()).collect();
+        Self { key, size, sha256, source, sums }
     }
 
     /// The same bytes under another key.
@@ -62,7 +70,13 @@ impl Object {
 
     /// How many parts it is sent in.
     pub(crate) fn parts(&self) -> u64 {
-        self.size.div_ceil(PART).max(1)
+        parts(self.size)
+    }
+
+    /// Where part `index` is, from 0.
+    pub(crate) fn range(&self, index: u64) -> Range<u64> {
+        let start = index * PART;
+        start..self.size.min(start + PART)
     }
 
     /// The bytes of part `index`, from 0.
@@ -70,8 +84,24 @@ impl Object {
     /// # Errors
     /// The private copy cannot be read, or is shorter than it was.
     pub(crate) fn part(&self, index: u64) -> io::Result<Vec<u8>> {
-        let start = index * PART;
-        self.bytes(start, PART.min(self.size.saturating_sub(start)))
+        let Range { start, end } = self.range(index);
+        self.bytes(start, end - start)
+    }
+
+    /// The SHA-256 of `bytes`, which are part `index`.
+    pub(crate) fn sum_of(&self, index: u64, bytes: &[u8]) -> [u8; 32] {
+        *self.sums[index as usize].get_or_init(|| *Digest::of(bytes).as_bytes())
+    }
+
+    /// The SHA-256 of part `index`, which is read if it was not yet.
+    ///
+    /// # Errors
+    /// As [`Object::part`].
+    pub(crate) fn sum(&self, index: u64) -> io::Result<[u8; 32]> {
+        match self.sums[index as usize].get() {
+            Some(sum) => Ok(*sum),
+            None => Ok(self.sum_of(index, &self.part(index)?)),
+        }
     }
 
     /// All of it.
@@ -105,6 +135,10 @@ impl Object {
     }
 }
 
+fn parts(size: u64) -> u64 {
+    size.div_ceil(PART).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +151,9 @@ mod tests {
             let all: Vec<u8> = (0..object.parts()).flat_map(|index| object.part(index).unwrap()).collect();
             assert_eq!(all, bytes);
             assert_eq!(object.whole().unwrap(), all);
+            for index in 0..object.parts() {
+                assert_eq!(object.sum(index).unwrap(), *Digest::of(&object.part(index).unwrap()).as_bytes());
+            }
             assert_eq!(object.parts(), if size == 0 { 1 } else { size.div_ceil(PART) });
         }
     }

@@ -5,6 +5,7 @@
 //! one part it is the SHA-256 of its bytes, of one in several parts the SHA-256 of its parts' digests.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,6 +31,8 @@ use crate::failure::{Failure, Kind};
 
 /// Parts on the way at once. Each is held in memory, with what the HTTP client buffers of it.
 const PARTS_IN_FLIGHT: usize = 4;
+/// Attempts of reading a part back.
+const READ_ATTEMPTS: u32 = 4;
 /// Attempts where another writer is at the same key.
 const CONFLICT_ATTEMPTS: u32 = 6;
 
@@ -198,7 +201,7 @@ impl S3 {
             // Before the part is read: parts that wait for their turn take no memory.
             let permit = Arc::clone(&self.parts).acquire_owned().await;
             while let Some(done) = sending.try_join_next() {
-                parts.push(joined(done)?);
+                parts.push(joined(self.doing("upload", &object.key), done)?);
             }
             let (store, object, id) = (self.clone(), object.clone(), id.to_owned());
             sending.spawn(async move {
@@ -207,7 +210,7 @@ impl S3 {
             });
         }
         while let Some(done) = sending.join_next().await {
-            parts.push(joined(done)?);
+            parts.push(joined(self.doing("upload", &object.key), done)?);
         }
         parts.sort_by_key(CompletedPart::part_number);
         let doing = self.doing("complete the upload of", &object.key);
@@ -234,8 +237,8 @@ impl S3 {
         let number = i32::try_from(index + 1).unwrap_or(i32::MAX);
         let doing = || format!("{} (part {number} of {})", self.doing("upload", &object.key), object.parts());
         check_interrupt(&doing())?;
-        let bytes = self.read_part(object, index)?;
-        let checksum = base64::encode(sha2::Sha256::digest(&bytes));
+        let bytes = object.part(index).map_err(|error| self.unreadable(object, &error))?;
+        let checksum = base64::encode(object.sum_of(index, &bytes));
         let length = bytes.len() as u64;
         let sent = self
             .client
@@ -260,8 +263,8 @@ impl S3 {
             .build())
     }
 
-    fn read_part(&self, object: &Object, index: u64) -> Result<Vec<u8>, Failure> {
-        object.part(index).map_err(|error| self.unreadable(object, &error))
+    fn sum(&self, object: &Object, index: u64) -> Result<[u8; 32], Failure> {
+        object.sum(index).map_err(|error| self.unreadable(object, &error))
     }
 
     fn unreadable(&self, object: &Object, error: &io::Error) -> Failure {
@@ -339,55 +342,90 @@ impl S3 {
             return Ok(Err(format!("it has {length} bytes there and {} here", object.size)));
         }
         if let Some(stored) = head.checksum_sha256() {
-            let ours = self.checksum(object, stored.contains('-'))?;
-            if stored == ours {
+            let is_whole = stored == base64::encode(object.sha256.as_bytes());
+            // Not every store marks the checksum of parts as such.
+            let may_be_of_parts = object.parts() > 1 || stored.contains('-');
+            if is_whole || may_be_of_parts && stored.split('-').next() == Some(&self.checksum_of_parts(object)?) {
                 return Ok(Ok(()));
             }
-            // Another part size gives another checksum of the same bytes, and not every store marks the checksum of parts as
-            // such: then only the bytes themselves can tell.
+            // Another part size gives another checksum of the same bytes: then only the bytes themselves can tell.
             if !stored.contains('-') && object.parts() == 1 {
                 return Ok(Err(format!("its SHA-256 there is {}, here {}", hex(stored), object.sha256)));
             }
         }
-        let found = self.digest(&object.key).await?;
-        Ok(if found == object.sha256 {
-            Ok(())
-        } else {
-            Err(format!("its SHA-256 there is {found}, here {}", object.sha256))
-        })
+        self.is_there_part_by_part(object).await
     }
 
-    /// The SHA-256 that the store keeps for this object.
-    fn checksum(&self, object: &Object, of_parts: bool) -> Result<String, Failure> {
-        if !of_parts {
-            return Ok(base64::encode(object.sha256.as_bytes()));
+    /// Reads an object, several of its parts at a time, and compares it with ours.
+    async fn is_there_part_by_part(&self, object: &Object) -> Result<Result<(), String>, Failure> {
+        let mut reading = JoinSet::new();
+        for index in 0..object.parts() {
+            let permit = Arc::clone(&self.parts).acquire_owned().await;
+            let (store, object) = (self.clone(), object.clone());
+            reading.spawn(async move {
+                let _permit = permit;
+                store.part_is_there(&object, index).await
+            });
         }
+        while let Some(done) = reading.join_next().await {
+            if let Err(difference) = joined(self.doing("read back", &object.key), done)? {
+                return Ok(Err(difference));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    async fn part_is_there(&self, object: &Object, index: u64) -> Result<Result<(), String>, Failure> {
+        let ours = self.sum(object, index)?;
+        let range = object.range(index);
+        let asked = (object.parts() > 1).then(|| range.clone());
+        for attempt in 0.. {
+            match self.digest(&object.key, asked.clone()).await {
+                Ok((theirs, length)) if theirs == ours && length == range.end - range.start => {
+                    return Ok(Ok(()));
+                }
+                Ok((_, length)) => {
+                    let (first, after) = (range.start, range.end);
+                    return Ok(Err(format!("the {length} bytes there are not bytes {first} to {after} here")));
+                }
+                // The connection was cut in the middle of an answer, which the client cannot ask for again by itself.
+                Err(failure) if is_cut(&failure) && attempt + 1 < READ_ATTEMPTS => wait(attempt).await,
+                Err(failure) => return Err(failure),
+            }
+        }
+        unreachable!("the loop ends with a result")
+    }
+
+    /// The SHA-256 of the SHA-256 of its parts, which a store keeps of what came in parts.
+    fn checksum_of_parts(&self, object: &Object) -> Result<String, Failure> {
         let mut all = sha2::Sha256::new();
         for index in 0..object.parts() {
             check_interrupt(&self.doing("check", &object.key))?;
-            all.update(sha2::Sha256::digest(self.read_part(object, index)?));
+            all.update(self.sum(object, index)?);
         }
-        Ok(format!("{}-{}", base64::encode(all.finalize()), object.parts()))
+        Ok(base64::encode(all.finalize()))
     }
 
-    /// Reads an object and hashes it.
-    async fn digest(&self, key: &str) -> Result<Digest, Failure> {
+    /// Reads an object, or bytes of it, and hashes them. Gives their number, too.
+    async fn digest(&self, key: &str, range: Option<Range<u64>>) -> Result<([u8; 32], u64), Failure> {
         let doing = self.doing("read back", key);
         let mut body =
-            self.get(key, &doing).await?.ok_or_else(|| Failure::new(&doing, Kind::Wrong, "it is not there"))?;
+            self.get(key, range, &doing).await?.ok_or_else(|| Failure::new(&doing, Kind::Wrong, "it is not there"))?;
         let mut hasher = sha2::Sha256::new();
+        let mut length = 0;
         while let Some(chunk) = body.next().await {
             check_interrupt(&doing)?;
             let chunk = chunk.map_err(|error| Failure::of_error(&doing, &error))?;
             hasher.update(&chunk);
+            length += chunk.len() as u64;
         }
-        Ok(Digest::from_bytes(hasher.finalize().into()))
+        Ok((hasher.finalize().into(), length))
     }
 
     /// The whole of a small object.
     pub(crate) async fn read(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let doing = self.doing("read", key);
-        let Some(mut body) = self.get(key, &doing).await? else { return Ok(None) };
+        let Some(mut body) = self.get(key, None, &doing).await? else { return Ok(None) };
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| Failure::of_error(&doing, &error))?;
@@ -399,8 +437,11 @@ impl S3 {
         Ok(Some(bytes))
     }
 
-    async fn get(&self, key: &str, doing: &str) -> Result<Option<ByteStream>, Failure> {
-        let request = self.client.get_object().bucket(&self.bucket).key(self.full(key));
+    async fn get(&self, key: &str, range: Option<Range<u64>>, doing: &str) -> Result<Option<ByteStream>, Failure> {
+        let mut request = self.client.get_object().bucket(&self.bucket).key(self.full(key));
+        if let Some(range) = range {
+            request = request.range(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        }
         match request.set_expected_bucket_owner(self.owner.clone()).send().await {
             Ok(found) => Ok(Some(found.body)),
             Err(error) if status(&error) == Some(404) && !is_no_bucket(&error) => Ok(None),
@@ -444,8 +485,12 @@ fn is_conflict(failure: &Failure) -> bool {
     failure.status == Some(409)
 }
 
-fn joined(done: Result<Result<CompletedPart, Failure>, tokio::task::JoinError>) -> Result<CompletedPart, Failure> {
-    done.unwrap_or_else(|error| Err(Failure::new("upload a part", Kind::Wrong, error.to_string())))
+fn is_cut(failure: &Failure) -> bool {
+    failure.status.is_none() && matches!(failure.kind, Kind::Busy | Kind::Unreachable)
+}
+
+fn joined<T>(doing: String, done: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Failure> {
+    done.unwrap_or_else(|error| Err(Failure::new(doing, Kind::Wrong, error.to_string())))
 }
 
 fn check_interrupt(doing: &str) -> Result<(), Failure> {

@@ -49,6 +49,11 @@ impl Repository {
         EcrRegistry::of_host(&self.host)
     }
 
+    /// The region of AWS that it is in, if it is in one.
+    pub(crate) fn region(&self) -> Option<String> {
+        self.ecr().map(|ecr| ecr.region)
+    }
+
     /// The address of the registry.
     pub(super) fn base(&self, secure: bool) -> Url {
         let port = self.port.unwrap_or(if secure { 443 } else { 80 });
