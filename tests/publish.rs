@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -332,6 +332,39 @@ fn large_files_go_in_parts_with_bounded_memory() {
     let (finished, _) = publish_large(&archive, &certificate, &proxy.endpoint());
     finished.expect(0);
     assert_eq!(fs::read(other.object("releases/v1.0.0/payload/large.bin")).unwrap(), sent);
+}
+
+#[test]
+fn what_a_store_keeps_no_checksum_of_is_read_back() {
+    const KEY: &str = "releases/v1.0.0/payload/large.bin";
+    let (_directory, archive, certificate) = large(20_000_000);
+    let mut store = store();
+    publish_large(&archive, &certificate, &store.endpoint()).0.expect(0);
+    // It knows the checksums of parts for as long as it runs.
+    store.service.restart();
+    let cut = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&cut);
+    let proxy = FaultProxy::start(store.port(), move |_, request| {
+        let is_part = request.starts_with("GET ") && request.contains(KEY) && request.contains("bytes=");
+        if is_part && counted.fetch_add(1, Ordering::Relaxed) == 1 {
+            return Fault::Answer("HTTP/1.1 206 Partial Content\r\ncontent-length: 8388608\r\n\r\nhalf".into());
+        }
+        Fault::None
+    });
+    let (again, _) = publish_large(&archive, &certificate, &proxy.endpoint());
+    assert!(again.expect(0).says("0 written"));
+    assert_eq!(
+        cut.load(Ordering::Relaxed),
+        7,
+        "three parts, to find them and to read them back, and one of them once more"
+    );
+
+    let mut bytes = fs::read(store.object(KEY)).unwrap();
+    bytes[12_000_000] ^= 1;
+    fs::write(store.object(KEY), bytes).unwrap();
+    let (refused, _) = publish_large(&archive, &certificate, &store.endpoint());
+    let refused = refused.expect(65);
+    assert!(refused.says(KEY) && refused.says("bytes 8388608 to 16777216"), "{refused}");
 }
 
 /// Runs `command` and kills it when `at` requests have gone through the proxy. Says whether it was killed.

@@ -565,7 +565,7 @@ fn only_what_is_on_aws_needs_aws() {
     assert_eq!(digest(&raw(&registry, &format!("{NAME}:{VERSION}"))), release.digest);
     // The address of a registry of ECR has its region.
     let ecr = Ecr::start(&registry, Door::Ecr);
-    run(&mut without(release.push_to_ecr(&ecr))).expect(0);
+    run(without(release.push_to_ecr(&ecr)).arg("--create-repository")).expect(0);
     // An emulator's has not.
     let mut emulated = without(release.push_plainly(&registry.address()));
     let refused = run(emulated.args(["--endpoint-url", "http://127.0.0.1:1"])).expect(64);
