@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 
+use integration_tests::program;
 use integration_tests::release::{ARCHITECTURES, Release, Unpacked, workspace};
+use integration_tests::run::{succeed, tool};
 use integration_tests::tree;
 use serde_json::{Value, json};
 
@@ -205,5 +208,52 @@ fn licences_of_everything_that_is_linked_in_are_there() {
     for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
         let shipped = unpacked.root.join("licenses").join(name);
         assert_eq!(tree::sha256(&shipped), tree::sha256(&workspace().join(name)));
+    }
+}
+
+#[test]
+fn the_manual_has_a_page_for_every_command() {
+    let unpacked = Release::under_test().unpack();
+    let help = succeed(Command::new(program::bundle()).arg("--help"));
+    let commands = help.split_once("Commands:").unwrap().1.split("\n\n").next().unwrap();
+    let commands = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let mut expected: BTreeSet<String> =
+        commands.map(|line| format!("spacelift-bundle-{}.1", line.split_whitespace().next().unwrap())).collect();
+    assert!(expected.contains("spacelift-bundle-verify.1") && expected.len() > 15, "{expected:?}");
+    expected.extend(["spacelift-bundle.1".to_owned(), "spacelift-launcher.1".to_owned()]);
+    let names = |directory: &str| -> BTreeSet<String> {
+        let entries = tree::entries(&unpacked.root.join(directory));
+        entries.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("man/man1"), expected);
+    for name in expected {
+        let page = fs::read_to_string(unpacked.root.join("man/man1").join(&name)).unwrap();
+        let title = page.lines().find(|line| line.starts_with(".TH ")).unwrap_or_else(|| panic!("{name} has no title"));
+        assert!(title.contains(name.trim_end_matches(".1")), "{name}: {title}");
+        assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{name}");
+    }
+    assert_eq!(
+        names("completions"),
+        ["_spacelift-bundle", "spacelift-bundle", "spacelift-bundle.fish"].map(str::to_owned).into()
+    );
+    succeed(tool("bash").arg("-n").arg(unpacked.root.join("completions/spacelift-bundle")));
+    let printed = succeed(Command::new(program::bundle()).args(["completions", "bash"]));
+    assert_eq!(printed, fs::read_to_string(unpacked.root.join("completions/spacelift-bundle")).unwrap());
+}
+
+/// The launcher's page is written by hand.
+#[test]
+fn the_launchers_page_names_every_variable() {
+    let page = fs::read_to_string(workspace().join("man/man1/spacelift-launcher.1")).unwrap().replace("\\-", "-");
+    let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
+    let table = readme.split_once("| variable | meaning | default |").unwrap().1.split("\n\n").next().unwrap();
+    let mut variables = BTreeSet::new();
+    for cell in table.lines().filter_map(|line| line.split('|').nth(1)) {
+        variables.extend(cell.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("..")).map(str::to_owned));
+    }
+    assert!(variables.len() > 15, "{variables:?}");
+    for variable in variables {
+        let name = variable.split('<').next().unwrap();
+        assert!(page.contains(name), "{variable} is not on the page");
     }
 }

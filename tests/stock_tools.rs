@@ -149,10 +149,21 @@ fn the_documented_files_are_there_and_no_others() {
             expected.insert(format!("sbom/{program}-{architecture}.cdx.json"));
         }
     }
-    // What the checkout has of these goes with every release; `keys/` has one certificate per signer.
+    // What the checkout has of these goes with every release; `keys/` has one certificate per signer; the manual has a test of
+    // its own.
     let of_the_checkout = |path: &str| {
         let (first, _) = path.split_once('/').unwrap_or((path, ""));
-        matches!(first, "cloudformation" | "config.json" | "install.sh" | "keys" | "scripts" | "uninstall.sh")
+        matches!(
+            first,
+            "cloudformation"
+                | "completions"
+                | "config.json"
+                | "install.sh"
+                | "keys"
+                | "man"
+                | "scripts"
+                | "uninstall.sh"
+        )
     };
     let found: BTreeSet<String> = tree::read(&unpacked.root)
         .into_iter()

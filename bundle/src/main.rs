@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use bundle_core::interrupt;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod aws;
 mod commands;
@@ -57,6 +57,8 @@ enum Command {
     Notices(commands::notices::Arguments),
     Provenance(commands::provenance::Arguments),
     ReleaseConfig(commands::release_config::Arguments),
+    Manual(commands::manual::Arguments),
+    Completions(commands::manual::Completions),
     Version(commands::version::Arguments),
 }
 
@@ -98,6 +100,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Notices(arguments) => commands::notices::run(&arguments, json)?,
         Command::Provenance(arguments) => commands::provenance::run(&arguments, json)?,
         Command::ReleaseConfig(arguments) => commands::release_config::run(&arguments, json)?,
+        Command::Manual(arguments) => commands::manual::run(&arguments, Arguments::command())?,
+        Command::Completions(arguments) => commands::manual::print_completions(&arguments, Arguments::command())?,
         Command::Version(_) => commands::version::run(json)?,
     }
     Ok(ExitCode::SUCCESS)

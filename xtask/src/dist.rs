@@ -35,6 +35,7 @@ enum Step {
     Keys,
     Stage,
     Image,
+    Manual,
     Sbom,
     Provenance,
     Pack,
@@ -54,6 +55,7 @@ impl Step {
             Self::Keys => "open the signing keys".into(),
             Self::Stage => "collect the files".into(),
             Self::Image => "make the launcher's image".into(),
+            Self::Manual => "write the manual".into(),
             Self::Sbom => "list the dependencies (SBOM, third-party notices)".into(),
             Self::Provenance => "write the provenance".into(),
             Self::Pack => "pack".into(),
@@ -77,7 +79,7 @@ fn plan(targets: &[Target], host: Target, signing: &Signing) -> Vec<Step> {
             steps.push(Step::Build(TOOL, *target));
         }
     }
-    steps.extend([Step::Stage, Step::Image, Step::Sbom, Step::Provenance, Step::Pack]);
+    steps.extend([Step::Stage, Step::Image, Step::Manual, Step::Sbom, Step::Provenance, Step::Pack]);
     if is_signed {
         steps.extend([Step::Sign, Step::Verify]);
     }

@@ -5,6 +5,7 @@ pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod install;
 pub(crate) mod keygen;
+pub(crate) mod manual;
 pub(crate) mod notices;
 pub(crate) mod pack;
 pub(crate) mod policy;

@@ -63,6 +63,7 @@ pub(super) fn make(options: &Options, workspace: &Workspace, sources: &Sources, 
     let binaries = run.build_all(&mut progress)?;
     let stage = progress.step(&Step::Stage.title(), |_| run.fill_stage(&binaries))?;
     progress.step(&Step::Image.title(), |progress| run.make_image(&stage, &source, progress))?;
+    progress.step(&Step::Manual.title(), |progress| run.write_manual(&stage, progress))?;
     progress.step(&Step::Sbom.title(), |progress| run.list_dependencies(&stage, progress))?;
     progress.step(&Step::Provenance.title(), |progress| run.write_provenance(&stage, &source, progress))?;
 
@@ -307,6 +308,12 @@ impl Run<'_> {
         }
         image.arg("--output").arg(stage.place("container-images/spacelift-launcher.tar")?);
         progress.run(&mut image)?;
+        Ok(())
+    }
+
+    /// Pages and completions of the tool, by itself; the launcher's page is among what ships of the checkout.
+    fn write_manual(&self, stage: &Stage, progress: &Progress) -> Result<()> {
+        progress.run(self.tool("manual").arg("--output-dir").arg(stage.directory()))?;
         Ok(())
     }
 
