@@ -6,7 +6,7 @@ use std::process::Command;
 
 use integration_tests::program;
 use integration_tests::release::{ARCHITECTURES, Release, Unpacked, workspace};
-use integration_tests::run::{succeed, tool};
+use integration_tests::run::{finish, succeed, tool};
 use integration_tests::tree;
 use serde_json::{Value, json};
 
@@ -256,4 +256,50 @@ fn the_launchers_page_names_every_variable() {
         let name = variable.split('<').next().unwrap();
         assert!(page.contains(name), "{variable} is not on the page");
     }
+}
+
+/// Commands in the documents, without what follows a `#` or a gap, and without brackets. Lines that end in a backslash are one command.
+fn documented_commands() -> Vec<(String, Vec<String>)> {
+    let mut commands = vec![];
+    let directory = fs::read_dir(workspace().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let guides = directory.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    for path in guides.chain(["README.md", "CONTRIBUTING.md"].map(|name| workspace().join(name))) {
+        let text = fs::read_to_string(&path).unwrap().replace("\\\n", " ");
+        let mut is_code = false;
+        for line in text.lines() {
+            let line = line.trim();
+            if line.starts_with("```") {
+                is_code = !is_code;
+            } else if is_code {
+                let words = line.split(" #").next().unwrap().split("   ").next().unwrap().replace(['[', ']'], " ");
+                commands.push((path.display().to_string(), words.split_whitespace().map(str::to_owned).collect()));
+            }
+        }
+    }
+    commands
+}
+
+#[test]
+fn commands_in_the_documents_are_understood() {
+    let mut known = 0;
+    for (document, words) in documented_commands() {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let (mut help, arguments) = match words.as_slice() {
+            ["cargo", "xtask", rest @ ..] => (Command::new(program::xtask()), rest),
+            ["spacelift-bundle" | "bin/spacelift-bundle" | "./bin/spacelift-bundle", rest @ ..] => {
+                (Command::new(program::bundle()), rest)
+            }
+            _ => continue,
+        };
+        let said = words.join(" ");
+        let subcommand = arguments.first().unwrap_or_else(|| panic!("{document}: {said}"));
+        let help = finish(help.arg(subcommand).arg("--help")).expect(0).stdout;
+        for flag in arguments.iter().filter(|argument| argument.starts_with("--")) {
+            let name = flag.split('=').next().unwrap();
+            let is_there = help.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == name);
+            assert!(is_there, "{document}: {said}\n{name} is not in the help of {subcommand}:\n{help}");
+        }
+        known += 1;
+    }
+    assert!(known > 30, "only {known} commands were found");
 }
