@@ -18,6 +18,7 @@ mod faults;
 mod hostile;
 mod isolation;
 mod registries;
+mod sight;
 mod terraform;
 mod variables;
 

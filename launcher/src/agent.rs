@@ -16,18 +16,20 @@ use launcher_wire::id::AssignmentId;
 use launcher_wire::mqtt::{ToWorker, WorkerState};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api_client::{self, ApiClient};
 use crate::config::Config;
 use crate::docker::{self, Engine};
 use crate::events::{self, Sender};
+use crate::metrics;
 use crate::network;
 use crate::run::{self, Action, Event, Exit, Found, Ids, Intake, Kept, Limits, State, Stopping, Timer};
 use crate::run_log::{Delivered, RunLog};
 use crate::session::{self, Session};
 use crate::slot::{self, Entry, Slot};
 use crate::spot;
+use crate::supervisor::{Occasion, Supervisor};
 use crate::transfer::Transfer;
 use crate::upload::Store;
 use crate::worker_binary::{self, Embedded};
@@ -94,6 +96,8 @@ pub async fn start(config: Config) -> Result<(), Error> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let mut supervisor = Supervisor::new(config.supervisor.clone());
+    supervisor.tell(&metrics::shared().read(), Occasion::Beat);
     let config = Arc::new(config);
     worker_binary::close_new_volume(&config.directory)?;
     // A directory that others can change is refused before anything is written to it.
@@ -106,6 +110,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
     engine.ping().await?;
     let network = config.network()?;
     let (pool, worker) = (config.token.pool, slot.worker());
+    metrics::shared().identify(pool, worker, config.certificate.not_after);
     let api = ApiClient::new(network.api_client()?, &config.token.api, config.key.clone(), pool, worker)?;
     let tls = network.broker_tls(&config.certificate, &config.key)?;
 
@@ -120,8 +125,13 @@ pub async fn start(config: Config) -> Result<(), Error> {
         slot,
         sender,
         session: None,
+        supervisor,
         done: false,
     };
+    metrics::shared().turn();
+    if let Some(address) = config.metrics_address {
+        tokio::spawn(metrics::server::serve(address, metrics::shared()));
+    }
     let recovered = agent.recover().await?;
     match ready {
         // Whether the directory is fit for it shows now, not at the first run. What runs has its worker already.
@@ -212,6 +222,7 @@ struct Agent {
     slot: Slot,
     sender: mpsc::Sender<events::Message>,
     session: Option<session::Handle>,
+    supervisor: Supervisor,
     done: bool,
 }
 
@@ -259,11 +270,16 @@ impl Agent {
         let (mut told_to_end, mut is_noticed, mut was_connected) = (false, false, false);
         let mut again = None;
         let mut messages: Option<mpsc::Receiver<session::Event>> = None;
+        let mut beat = interval(self.supervisor.beat());
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.show(Occasion::Change);
         while !self.done {
+            let (mut occasion, mut is_new) = (Occasion::Change, false);
             let timer = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
             let event = tokio::select! {
                 Some((assignment, event)) = events.recv() => self.of_present(assignment, event),
                 Some(event) = next(&mut messages) => {
+                    is_new = true;
                     // The control plane may have lost or forgotten this launcher meanwhile.
                     if matches!(event, session::Event::Connected) && std::mem::replace(&mut was_connected, true) {
                         again = self.register_again();
@@ -276,6 +292,8 @@ impl Agent {
                     let (session, receiver) = open_session(&registered, self.state.announced())?;
                     self.session = Some(session);
                     messages = Some(receiver);
+                    metrics::shared().registered();
+                    is_new = true;
                     registered.drained.then_some(Event::Drain)
                 }
                 noticed = &mut notice, if !is_noticed => {
@@ -300,13 +318,29 @@ impl Agent {
                     self.timers.remove(&timer);
                     Event::Elapsed(timer)
                 }),
+                _ = beat.tick() => {
+                    occasion = Occasion::Beat;
+                    None
+                }
             };
             if let Some(event) = event {
+                if event == Event::ClaimFailed {
+                    metrics::shared().claims_failed.add_one();
+                }
                 let (state, actions) = run::step(self.state.clone(), event);
                 self.state = state;
+                if metrics::shared().observe(&self.state) {
+                    is_new = true;
+                    tracing::debug!("now {}", metrics::shared().read());
+                }
                 self.perform(actions).await;
             }
+            metrics::shared().turn();
+            if is_new || occasion == Occasion::Beat {
+                self.show(occasion);
+            }
         }
+        self.supervisor.stopping();
         registering.abort();
         notice.abort();
         if let Some(again) = again {
@@ -322,6 +356,12 @@ impl Agent {
         session.close().await;
         tracing::info!("done");
         Ok(())
+    }
+
+    fn show(&mut self, occasion: Occasion) {
+        let metrics = metrics::shared();
+        metrics.observe(&self.state);
+        self.supervisor.tell(&metrics.read(), occasion);
     }
 
     fn register_again(&self) -> Option<tokio::task::JoinHandle<()>> {
@@ -351,7 +391,10 @@ impl Agent {
                     }
                 }
                 Action::Claim(ids) => self.claim(ids),
-                Action::Journal(ids, stage) => self.begin(ids, stage).await,
+                Action::Journal(ids, stage) => {
+                    metrics::shared().runs_taken.add_one();
+                    self.begin(ids, stage).await;
+                }
                 Action::Prepare(job) => self.prepare(*job),
                 Action::CancelPreparation => {
                     if let Some(cancel) = self.present.as_mut().and_then(|present| present.cancel.take()) {
@@ -362,6 +405,7 @@ impl Agent {
                 Action::ReportState(state) => self.say(Said::State(state)),
                 Action::Report(report) => {
                     tracing::info!(run = %self.run(), outcome = ?report.outcome, "{}", report.message);
+                    metrics::shared().ended(report.outcome, &report.log);
                     self.say(Said::Outcome(report));
                 }
                 Action::Log(line) => {

@@ -17,6 +17,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::metrics;
 use crate::network::{Backoff, chain, is_loopback};
 
 /// How long an attempt may take from connecting to the last byte of the answer.
@@ -204,6 +205,8 @@ impl ApiClient {
         let started = Instant::now();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut known = None;
+        let metrics = metrics::shared();
+        let mut waiting = None;
         loop {
             let left = deadline.map(|deadline| deadline.saturating_sub(started.elapsed()));
             let limit = left.unwrap_or(ATTEMPT_TIMEOUT).min(ATTEMPT_TIMEOUT);
@@ -216,10 +219,18 @@ impl ApiClient {
                 Err(_) => Attempt::Again { reason: format!("no answer after {} s", limit.as_secs()), wait: None },
             };
             let (reason, asked) = match attempt {
-                Attempt::Done(status, body) => return Ok((status, body)),
-                Attempt::Failed(error) => return Err(error),
+                Attempt::Done(status, body) => {
+                    metrics.api.reached();
+                    tracing::debug!(request = %request.name, %status, "the API answered");
+                    return Ok((status, body));
+                }
+                Attempt::Failed(error) => {
+                    metrics.api_refusals.add_one();
+                    return Err(error);
+                }
                 Attempt::Again { reason, wait } => (reason, wait),
             };
+            waiting.get_or_insert_with(|| metrics.api.wait());
             let wait = asked.unwrap_or_default().min(LONGEST_WAIT) + backoff.after_failure();
             if deadline.is_some_and(|deadline| started.elapsed() + wait >= deadline) {
                 let seconds = started.elapsed().as_secs();
@@ -227,6 +238,7 @@ impl ApiClient {
             }
             tracing::warn!(request = %request.name, wait_ms = wait.as_millis(), "the API gave no answer, trying again: {reason}");
             known = Some(reason);
+            metrics.api_retries.add_one();
             tokio::time::sleep(wait).await;
         }
     }

@@ -14,15 +14,20 @@
 //! - **`DOCKER_HOST`**: Unix sockets, and TCP to this host only. Whoever can listen to the engine's API is root.
 //! - **`ADDITIONAL_ROOT_CAS`**: PEM, base64 of PEM, the documented secret's value (base64 of
 //!   `{"caCertificates": [base64 of PEM, …]}`), or the absolute path of a file with one of these.
+//! - **`SPACELIFT_LAUNCHER_LOG`**: whatever it names no level for has `info`, so that a filter for one module does not hide
+//!   every warning.
+//! - **What the service manager sets** (`NOTIFY_SOCKET` and its like) is no reason not to start: what cannot be used is warned of.
 
 mod authorities;
 mod containers;
 mod network;
 mod reader;
+mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,11 +37,13 @@ use launcher_wire::token::Token;
 
 use crate::network::{self as network_settings, Network};
 use crate::policy::Policy;
+use crate::supervisor;
 use crate::worker_binary::DEFAULT_DIRECTORY;
 
 pub use containers::Mount;
 pub use network::{Proxies, VcsMapping};
 pub use reader::{Problem, Problems};
+pub use sight::{LogFormat, LogSettings};
 
 use reader::Reader;
 
@@ -78,6 +85,9 @@ const LOGS_ON_STDOUT: &str = "SPACELIFT_RUN_LOGS_ON_STANDARD_OUTPUT_ENABLED";
 const IMAGE: &str = "SPACELIFT_DEFAULT_RUNNER_IMAGE";
 const ANSIBLE_IMAGE: &str = "SPACELIFT_DEFAULT_ANSIBLE_RUNNER_IMAGE";
 const DEBUG: &str = "SPACELIFT_DEBUG";
+const LOG: &str = "SPACELIFT_LAUNCHER_LOG";
+const LOG_FORMAT: &str = "SPACELIFT_LAUNCHER_LOG_FORMAT";
+const METRICS_ADDRESS: &str = "SPACELIFT_LAUNCHER_METRICS_ADDRESS";
 const METADATA_PREFIX: &str = "SPACELIFT_METADATA_";
 const VCS_NAME_PREFIX: &str = "SPACELIFT_PRIVATEVCS_MAPPING_NAME_";
 const VCS_ENDPOINT_PREFIX: &str = "SPACELIFT_PRIVATEVCS_MAPPING_BASE_ENDPOINT_";
@@ -85,7 +95,7 @@ const AUTHORITIES: &str = "ADDITIONAL_ROOT_CAS";
 const DOCKER_HOST: &str = "DOCKER_HOST";
 
 /// Names that a misspelt one is compared with.
-const KNOWN: [&str; 21] = [
+const KNOWN: [&str; 24] = [
     TOKEN,
     KEY,
     DIRECTORY,
@@ -105,6 +115,9 @@ const KNOWN: [&str; 21] = [
     IMAGE,
     ANSIBLE_IMAGE,
     DEBUG,
+    LOG,
+    LOG_FORMAT,
+    METRICS_ADDRESS,
     AUTHORITIES,
     DOCKER_HOST,
 ];
@@ -147,6 +160,12 @@ pub struct Config {
     pub default_ansible_image: String,
     /// Whether the exact commands are written into the worker's log.
     pub debug: bool,
+    /// The launcher's own log.
+    pub log: LogSettings,
+    /// Where metrics are served. None: nowhere.
+    pub metrics_address: Option<SocketAddr>,
+    /// The service manager that wants to hear of the launcher.
+    pub supervisor: Option<supervisor::Settings>,
     /// Tags to register with.
     pub metadata: BTreeMap<String, String>,
     /// Where private version control systems are.
@@ -184,6 +203,9 @@ impl fmt::Debug for Config {
             .field("default_image", &self.default_image)
             .field("default_ansible_image", &self.default_ansible_image)
             .field("debug", &self.debug)
+            .field("log", &self.log)
+            .field("metrics_address", &self.metrics_address)
+            .field("supervisor", &self.supervisor)
             .field("metadata", &self.metadata)
             .field("vcs", &self.vcs)
             .field("proxies", &self.proxies)
@@ -305,6 +327,9 @@ impl Config {
         let default_ansible_image =
             containers::image(&mut reader, ANSIBLE_IMAGE).unwrap_or_else(|| DEFAULT_ANSIBLE_IMAGE.to_owned());
         let debug = reader.boolean(DEBUG);
+        let log = sight::log(&mut reader);
+        let metrics_address = sight::metrics_address(&mut reader);
+        let supervisor = sight::supervisor(&mut reader);
         let metadata = metadata(&mut reader);
         let vcs = network::vcs(&mut reader);
         let proxies = network::proxies(&mut reader);
@@ -332,6 +357,9 @@ impl Config {
                 default_image,
                 default_ansible_image,
                 debug,
+                log,
+                metrics_address,
+                supervisor,
                 metadata,
                 vcs,
                 proxies,

@@ -16,6 +16,7 @@
 //! - [`job`], [`worker_server`]: what the worker of a run is told, and says.
 //! - [`slot`]: what the launcher remembers on its host.
 //! - [`output`]: what the launcher itself prints.
+//! - [`metrics`], [`supervisor`]: what an operator and the host's service manager see of it.
 //! - [`exit_code`]: what the launcher's exit codes mean.
 //!
 //! The facts of a build (version, commit, target) come from [`mod@spacelift_worker::build_info`].
@@ -48,4 +49,6 @@ pub mod spot;
 pub mod worker_binary;
 
 pub mod exit_code;
+pub mod metrics;
 pub mod output;
+pub mod supervisor;

@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use spacelift_launcher::config::{Config, Problems};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
-use spacelift_launcher::{agent, check, exit_code, output};
+use spacelift_launcher::{agent, check, exit_code, metrics, output};
 use spacelift_worker::build_info::BuildInfo;
 
 use command::{Command, Format};
@@ -33,7 +33,11 @@ fn main() -> ExitCode {
         // Whoever stopped reading has seen enough.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(exit_code::OK),
         Err(failure) => {
-            say(&failure);
+            if logging::tell_end(&failure) {
+                output::finish(LAST_LINES);
+            } else {
+                say(&failure);
+            }
             ExitCode::from(failure.exit_code())
         }
     }
@@ -139,8 +143,9 @@ fn start(info: &BuildInfo) -> Result<(), Failure> {
     // The pool's key is in it: no core of a crash has it then, and no other process of the same user reads it.
     spacelift_worker::init::hide_memory().map_err(Failure::Runtime)?;
     raise_descriptors();
-    logging::start();
+    metrics::shared().begin(info.version, info.commit, info.target);
     let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
+    logging::start(&config.log);
     tracing::info!("{}", one_line(info));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
     let result = runtime.block_on(agent::start(config)).map_err(Failure::Agent);

@@ -9,6 +9,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::metrics;
+
 /// Lines that wait.
 const QUEUE: usize = 4096;
 /// Bytes that wait.
@@ -81,6 +83,7 @@ impl Output {
         if !has_room || self.lines.try_send(line).is_err() {
             self.waiting.fetch_sub(size, Ordering::AcqRel);
             self.lost.fetch_add(1, Ordering::AcqRel);
+            metrics::shared().lines_lost.add_one();
         }
     }
 }

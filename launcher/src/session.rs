@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::metrics::{self, Waiting};
 use crate::network::{Backoff, Network};
 
 /// How often a connection without traffic is tried. AWS IoT Core allows 30 s to 20 minutes; a worker that is gone is noticed
@@ -129,6 +130,7 @@ impl Session {
             said,
             closing,
             seen: Seen::default(),
+            waiting: Some(metrics::shared().broker.wait()),
         };
         Ok((Handle { say, close, task: tokio::spawn(task.run()) }, receiver))
     }
@@ -214,6 +216,8 @@ struct Task {
     said: watch::Receiver<Said>,
     closing: oneshot::Receiver<()>,
     seen: Seen,
+    /// For the broker, while there is no session.
+    waiting: Option<Waiting<'static>>,
 }
 
 /// How a connection ended.
@@ -232,10 +236,14 @@ impl Task {
     async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let (mut reason, accepted) = match self.connection().await {
+            let end = self.connection().await;
+            metrics::shared().set_connected(false);
+            let (mut reason, accepted) = match end {
                 End::Closed => return,
                 End::Failed { reason, accepted } => (reason, accepted),
             };
+            metrics::shared().disconnections.add_one();
+            self.waiting.get_or_insert_with(|| metrics::shared().broker.wait());
             match accepted.map(|since| since.elapsed()) {
                 Some(lasted) if lasted >= PROBATION => backoff.reset(),
                 Some(lasted) => {
@@ -375,6 +383,9 @@ impl Task {
     }
 
     fn event(&mut self, connection: &mut Connection, event: rumqttc::Event) -> Result<(), String> {
+        if matches!(event, rumqttc::Event::Incoming(_)) {
+            metrics::shared().broker.reached();
+        }
         match event {
             rumqttc::Event::Incoming(Packet::ConnAck(_)) => {
                 connection.accepted = Some(Instant::now());
@@ -419,8 +430,11 @@ impl Task {
         }
     }
 
-    fn announce(&self, connection: &mut Connection) -> Result<(), String> {
+    fn announce(&mut self, connection: &mut Connection) -> Result<(), String> {
         if !std::mem::replace(&mut connection.announced, true) {
+            self.waiting = None;
+            metrics::shared().set_connected(true);
+            metrics::shared().connections.add_one();
             self.hand_on(Event::Connected)?;
         }
         Ok(())

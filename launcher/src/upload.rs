@@ -20,6 +20,7 @@ use tempfile::NamedTempFile;
 pub use log::{Log, Pending, Settings};
 
 use crate::api_client::{self, ApiClient};
+use crate::metrics;
 use crate::network::{Backoff, chain, is_loopback};
 use crate::sealed::{self, Sealer};
 use crate::spool;
@@ -157,6 +158,7 @@ impl Store {
     async fn put(&self, object: Object, source: &Source<'_>, length: u64) -> Result<(), Error> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut refusals = 0;
+        let mut waiting = None;
         loop {
             let (address, presigned) = self.presigned(object, Operation::Put, None).await?;
             let body = match source {
@@ -169,7 +171,10 @@ impl Store {
             // Object stores take no body of unknown length.
             let request = self.request(Method::PUT, address, &presigned).header(CONTENT_LENGTH, length).timeout(limit);
             let reason = match request.body(body).send().await {
-                Ok(response) if response.status().is_success() => return Ok(()),
+                Ok(response) if response.status().is_success() => {
+                    metrics::shared().object_store.reached();
+                    return Ok(());
+                }
                 Ok(response) => {
                     let refused = is_refusal(response.status());
                     let reason = refusal(response).await;
@@ -181,6 +186,8 @@ impl Store {
                 }
                 Err(error) => api_client::explain(&error.without_url()),
             };
+            waiting.get_or_insert_with(|| metrics::shared().object_store.wait());
+            metrics::shared().upload_retries.add_one();
             let wait = backoff.after_failure();
             tracing::warn!(
                 run_ulid = %self.run,
@@ -200,11 +207,15 @@ impl Store {
         let begun = Instant::now();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut refusals = 0;
+        let mut waiting = None;
         loop {
             let (address, presigned) = self.presigned(object, Operation::Get, Some(DOWNLOAD_DEADLINE)).await?;
             let sent = tokio::time::timeout(STALL_TIMEOUT, self.request(Method::GET, address, &presigned).send()).await;
             let reason = match sent {
-                Ok(Ok(response)) if response.status() == StatusCode::OK => return Ok(Download { response, object }),
+                Ok(Ok(response)) if response.status() == StatusCode::OK => {
+                    metrics::shared().object_store.reached();
+                    return Ok(Download { response, object });
+                }
                 Ok(Ok(response)) if response.status() == StatusCode::NOT_FOUND => {
                     return Err(Error::Missing { object: named(object) });
                 }
@@ -223,6 +234,7 @@ impl Store {
             if begun.elapsed() > DOWNLOAD_DEADLINE {
                 return Err(Error::Download { object: named(object), reason });
             }
+            waiting.get_or_insert_with(|| metrics::shared().object_store.wait());
             let wait = backoff.after_failure();
             tracing::warn!(
                 run_ulid = %self.run,

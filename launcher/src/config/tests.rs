@@ -416,3 +416,55 @@ fn a_configuration_can_be_printed_without_its_secrets() {
     let key_line = PAIR.key.lines().nth(3).unwrap();
     assert!(!text.contains(key_line) && !text.contains(&config.token.to_variable()), "{text}");
 }
+
+#[test]
+fn the_launchers_own_log_has_a_format_and_a_filter() {
+    use tracing::Level;
+    let log = read(&[]).log;
+    assert_eq!(log.format, LogFormat::Human);
+    assert!(log.filter.would_enable("spacelift_launcher::agent", &Level::INFO));
+    assert!(!log.filter.would_enable("spacelift_launcher::agent", &Level::DEBUG));
+    let log = read(&[(LOG_FORMAT, "json"), (LOG, "error,spacelift_launcher::agent=debug")]).log;
+    assert_eq!(log.format, LogFormat::Json);
+    assert!(log.filter.would_enable("spacelift_launcher::agent", &Level::DEBUG));
+    assert!(!log.filter.would_enable("spacelift_launcher::session", &Level::WARN));
+    assert_problem(LOG_FORMAT, "JSON lines", "neither `human` nor `json`");
+    assert_problem(LOG, "verbose", "not a filter");
+}
+
+#[test]
+fn metrics_are_for_this_host_unless_somebody_is_warned() {
+    assert_eq!(read(&[]).metrics_address, None);
+    for local in ["127.0.0.1:9464", "[::1]:9464", "127.1.2.3:0"] {
+        let config = read(&[(METRICS_ADDRESS, local)]);
+        assert_eq!((config.metrics_address.unwrap().to_string().as_str(), config.warnings.len()), (local, 0));
+    }
+    for open in ["0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"] {
+        let config = read(&[(METRICS_ADDRESS, open)]);
+        assert!(config.warnings[0].contains("not on loopback") && config.warnings.len() == 1, "{:?}", config.warnings);
+    }
+    for wrong in ["9464", ":9464", "localhost:9464", "127.0.0.1", "http://127.0.0.1:9464"] {
+        assert_problem(METRICS_ADDRESS, wrong, "127.0.0.1:9464");
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_where_it_listens() {
+    assert!(read(&[]).supervisor.is_none());
+    let watchdog = |more: &[(&str, &str)]| {
+        let config = read(&[&[("NOTIFY_SOCKET", "@manager")], more].concat());
+        (config.supervisor.unwrap().watchdog, config.warnings.len())
+    };
+    let own = std::process::id().to_string();
+    assert_eq!(watchdog(&[]), (None, 0));
+    assert_eq!(watchdog(&[("WATCHDOG_USEC", "3000000")]), (Some(Duration::from_secs(3)), 0));
+    assert_eq!(
+        watchdog(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", own.as_str())]),
+        (Some(Duration::from_secs(3)), 0)
+    );
+    assert_eq!(watchdog(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")]), (None, 0));
+    assert_eq!(watchdog(&[("WATCHDOG_USEC", "often")]), (None, 1));
+    // No reason not to start.
+    let config = read(&[("NOTIFY_SOCKET", "vsock:2:1234")]);
+    assert!(config.supervisor.is_none() && config.warnings[0].contains("NOTIFY_SOCKET"), "{:?}", config.warnings);
+}

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Error, Store};
+use crate::metrics;
 use crate::network::Backoff;
 use crate::spool::{self, Spool};
 
@@ -230,6 +231,8 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 async fn keep(mut spool: Spool, mut queue: mpsc::Receiver<Command>, report: watch::Sender<Progress>) {
     let mut seal_at = None;
     loop {
+        let waiting = spool.open_chunk() - spool.first_chunk() + u64::from(spool.has_unsealed());
+        metrics::shared().spooled(spool.unsent(), waiting);
         let first = tokio::select! {
             command = queue.recv() => match command {
                 Some(command) => command,
@@ -312,6 +315,7 @@ async fn upload(directory: PathBuf, store: Store, commands: mpsc::Sender<Command
                 report.send_modify(|progress| progress.failed = Some(error));
                 return;
             }
+            metrics::shared().upload_retries.add_one();
             let wait = backoff.after_failure();
             tracing::warn!(wait_ms = wait.as_millis(), "the log waits on this host, trying again: {error}");
             tokio::time::sleep(wait).await;
