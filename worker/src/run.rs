@@ -40,6 +40,9 @@ const MAXIMUM_PLAN: u64 = 1024 * 1024 * 1024;
 /// Bytes of an environment that a phase leaves. Linux starts no program with more than 6 MiB of it.
 const MAXIMUM_ENVIRONMENT: u64 = 8 * 1024 * 1024;
 
+/// What is not kept of a workspace is named one by one, up to so many.
+const MAXIMUM_NOTES: usize = 20;
+
 /// Where a worker works, and with whom.
 #[derive(Debug)]
 pub struct Place {
@@ -357,10 +360,13 @@ impl Run {
         let produce = move |out: &mut dyn io::Write| archive::pack(&directory, &[OsStr::new(PRIVATE)], out);
         let kept = self.unless_stopped(transfer::upload(self.launcher(), Upload::Workspace, produce)).await?;
         let skipped = kept.map_err(|error| Failure::Failed(format!("the workspace cannot be kept: {error}")))?;
-        for path in skipped {
-            let note =
-                format!("`{}` is no file, directory or link, so it is not kept in the workspace", path.display());
+        for path in skipped.iter().take(MAXIMUM_NOTES) {
+            let path = untrusted::shown(path);
+            let note = format!("`{path}` is no file, directory or link, so it is not kept in the workspace");
             self.executor.log.say(&note).await;
+        }
+        if let Some(more) = skipped.len().checked_sub(MAXIMUM_NOTES).filter(|more| *more > 0) {
+            self.executor.log.say(&format!("{more} more are not kept for the same reason")).await;
         }
         Ok(())
     }
