@@ -806,6 +806,7 @@ mod tests {
             let name = str::from_utf8(name).unwrap();
             masker.write(format!("{name}\n::add-mask {name}\n<{name}>\n").as_bytes(), &mut out).unwrap();
             assert_eq!(String::from_utf8_lossy(&out), format!("{name}\n::add-mask ***\n<***>\n"));
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         }
         assert_eq!(masker.added().len(), names.len());
         out.clear();
@@ -813,7 +814,6 @@ mod tests {
             masker.write(&[&name[..], b" given from the beginning\n"].concat(), &mut out).unwrap();
         }
         assert_eq!(String::from_utf8_lossy(&out), "*** ***\n".repeat(1000));
-        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         assert!(masker.searches.0.len() < 24, "{} automata", masker.searches.0.len());
     }
 
