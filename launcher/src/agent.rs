@@ -51,6 +51,8 @@ const REPORT_AGAIN: Duration = Duration::from_secs(60);
 const MAXIMUM_REFUSALS: u32 = 10;
 /// How long a farewell to the control plane may take.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
+/// How often to look after the places of other launchers. Those that are started with this one have theirs by then.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// The label by which everything of this launcher is found.
 pub const LABEL_POOL: &str = "io.spacelift.pool";
 /// The label that says whose worker's it is.
@@ -269,6 +271,7 @@ impl Agent {
     ) -> Result<(), Error> {
         let (mut told_to_end, mut is_noticed, mut was_connected) = (false, false, false);
         let mut again = None;
+        let mut others = tokio::time::interval_at(Instant::now() + OTHERS_INTERVAL, OTHERS_INTERVAL);
         let mut messages: Option<mpsc::Receiver<session::Event>> = None;
         let mut beat = interval(self.supervisor.beat());
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -313,6 +316,10 @@ impl Agent {
                     tracing::info!("{doing}");
                     told_to_end = true;
                     Some(event)
+                }
+                _ = others.tick() => {
+                    self.look_after_others();
+                    None
                 }
                 () = elapsed(timer) => timer.map(|(timer, _)| {
                     self.timers.remove(&timer);
@@ -647,6 +654,21 @@ impl Agent {
                 tracing::warn!(container = orphan, %error, "cannot remove the container");
             }
         }
+    }
+
+    /// What launchers left behind that do not come back: nobody else on this host would say so.
+    fn look_after_others(&self) {
+        let abandoned = self.slot.abandoned();
+        tokio::task::spawn_blocking(move || {
+            for (place, Entry { run, .. }) in abandoned() {
+                tracing::error!(
+                    %run,
+                    place = %place.display(),
+                    "the launcher that began this run has not come back; start another one of this pool on this host, which goes \
+                     on with the run"
+                );
+            }
+        });
     }
 
     async fn find(&self, present: &mut Present, age: Duration) -> Result<Found, Error> {

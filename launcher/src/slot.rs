@@ -24,6 +24,7 @@ use crate::run::{Kept, Stopping, WorkerOutcome};
 /// Launchers of one pool on one host. A host with more is a mistake.
 const MAXIMUM: usize = 1000;
 const JOURNAL: &str = "journal";
+const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Why a launcher has no place on its host.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +158,19 @@ impl Slot {
         }
     }
 
+    /// Looks after the places of launchers that did not come back: files of runs that have ended are removed, and what was begun
+    /// and not ended is given, with its place. Such a run stays as it is, since the next launcher that starts here goes on with
+    /// it. A place is locked for a moment, in which a launcher that starts takes another one: so not while launchers start.
+    pub fn abandoned(&self) -> impl FnOnce() -> Vec<(PathBuf, Entry)> + Send + 'static {
+        let own = self.directory.clone();
+        move || {
+            let Some(pool) = own.parent() else { return vec![] };
+            let others = (0..MAXIMUM).map(|number| pool.join(number.to_string()));
+            let others = others.take_while(|directory| directory.exists()).filter(|directory| *directory != own);
+            others.filter_map(|directory| look_after(&directory)).collect()
+        }
+    }
+
     /// What was begun and not ended.
     ///
     /// # Errors
@@ -189,6 +203,24 @@ impl Slot {
 
     fn journal_path(&self) -> PathBuf {
         self.directory.join(JOURNAL)
+    }
+}
+
+/// What nobody goes on with in a place that nobody has. Nothing is removed where something was begun, or cannot be read.
+fn look_after(directory: &Path) -> Option<(PathBuf, Entry)> {
+    let lock = OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(directory.join("lock")).ok()?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+    match read_json(directory.join(JOURNAL)) {
+        Ok(Some(entry)) => Some((directory.to_owned(), entry)),
+        Ok(None) => {
+            remove(&directory.join("run"));
+            remove(&directory.join("stale"));
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot look after the place of another launcher");
+            None
+        }
     }
 }
 
@@ -387,7 +419,7 @@ fn sync(directory: &Path) -> Result<(), Error> {
 fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     // A link there is nobody's who means well.
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(NOFOLLOW);
     options
 }
 
@@ -424,6 +456,30 @@ mod tests {
         let busy = second.worker();
         drop((first, second));
         assert_eq!(Slot::take(directory.path(), pool).unwrap().worker(), busy);
+    }
+
+    #[test]
+    fn what_is_left_of_a_launcher_that_does_not_come_back_is_removed_but_not_what_it_has_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = PoolId::new();
+        let take = || Slot::take(directory.path(), pool).unwrap();
+        let (own, alive, ended, busy) = (take(), take(), take(), take());
+        for slot in [&own, &alive, &ended, &busy] {
+            slot.new_run_directory().unwrap();
+            fs::write(slot.new_run_directory().unwrap().join("file"), "secret").unwrap();
+        }
+        let entry = Entry { run: RunId::new(), assignment: AssignmentId::new(), stage: Stage::Plan, begun: now() };
+        busy.begin(&entry).unwrap();
+        let (gone, waiting) = (ended.directory.clone(), busy.directory.clone());
+        drop((ended, busy));
+        assert_eq!(own.abandoned()(), [(waiting.clone(), entry)]);
+        assert!(!gone.join("run").exists() && !gone.join("stale").exists());
+        for left in [&own.directory, &alive.directory, &waiting] {
+            assert!(left.join("run/file").exists() && left.join("stale").exists(), "{}", left.display());
+        }
+        // Whoever comes next goes on with it.
+        assert_eq!(take().journal().unwrap(), Some(entry));
+        assert_eq!(own.abandoned()(), [(waiting, entry)]);
     }
 
     #[test]

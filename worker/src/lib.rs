@@ -30,3 +30,4 @@ pub mod masking;
 pub mod runtime_config;
 pub mod shell;
 pub mod transfer;
+pub mod untrusted;

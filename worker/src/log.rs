@@ -5,6 +5,10 @@ use std::sync::Arc;
 use crate::masking::{Masker, TooMany};
 use crate::protocol::{MAXIMUM_PART, Phase, from_worker};
 use crate::session::Outbox;
+use crate::untrusted::clipped;
+
+/// Characters of a line beside the log. What a job wrote can be quoted in it, and the launcher takes no message of any length.
+const MAXIMUM_LINE: usize = 2000;
 
 /// The way into the log.
 #[derive(Debug)]
@@ -73,7 +77,8 @@ impl Log {
         if self.closed || result.is_err() {
             return "there are too many secrets to show the reason".to_owned();
         }
-        String::from_utf8_lossy(&out).trim().replace(['\n', '\r'], " ")
+        // Once it is masked: of a secret that is cut, the rest would be shown.
+        clipped(&String::from_utf8_lossy(&out).trim().replace(['\n', '\r'], " "), MAXIMUM_LINE)
     }
 
     async fn send(&mut self, result: Result<(), TooMany>) {
@@ -88,5 +93,23 @@ impl Log {
         for part in masked.chunks(MAXIMUM_PART) {
             self.outbox.push(from_worker::Body::Log(part.to_vec())).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::masking::Secrets;
+    use crate::protocol::MAXIMUM_FROM_WORKER;
+
+    /// An outcome that the launcher does not take would be said again until the run's time is over.
+    #[test]
+    fn a_reason_of_any_length_is_one_that_the_launcher_takes() {
+        let mut secrets = Secrets::default();
+        secrets.add(b"hunter2").unwrap();
+        let mut log = Log::new(Masker::new(secrets), Arc::default());
+        let line = log.masked_line(&format!("a\n{}", "hunter2 \u{1d11e}".repeat(MAXIMUM_FROM_WORKER)));
+        assert!(line.len() <= 4 * MAXIMUM_LINE && line.ends_with('…'), "{} bytes", line.len());
+        assert!(line.starts_with("a *** ") && !line.contains("hunter"), "{line}");
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
@@ -37,7 +38,9 @@ pub struct TooMany;
 /// Everything that may not be seen.
 #[derive(Default)]
 pub struct Secrets {
-    forms: BTreeSet<Vec<u8>>,
+    forms: BTreeSet<Arc<[u8]>>,
+    /// Those that no automaton has yet.
+    fresh: Vec<Arc<[u8]>>,
     total: usize,
 }
 
@@ -60,8 +63,11 @@ impl Secrets {
             return Ok(());
         }
         let unix = replace(value, b"\r\n", b"\n");
-        let values = [value, trimmed, &unix, &replace(&unix, b"\n", b"\r\n"), unix.trim_ascii()];
-        for value in values {
+        let with_returns = replace(&unix, b"\n", b"\r\n");
+        let mut values = vec![value, trimmed, &unix, &with_returns, unix.trim_ascii()];
+        // Of a word all are the same.
+        values.dedup();
+        for &value in &values {
             self.add_form(value)?;
         }
         if trimmed.contains(&b'\n') {
@@ -147,7 +153,9 @@ impl Secrets {
         if self.total > MAXIMUM_TOTAL {
             return Err(TooMany);
         }
-        self.forms.insert(form.to_vec());
+        let form: Arc<[u8]> = form.into();
+        self.fresh.push(Arc::clone(&form));
+        self.forms.insert(form);
         Ok(())
     }
 }
@@ -212,7 +220,7 @@ struct Node {
 const ROOT: u32 = 0;
 const NONE: u32 = u32::MAX;
 
-/// Finds all of the secrets at once, after Aho and Corasick. It is written out here because the hold-back needs to know
+/// Finds secrets at once, after Aho and Corasick. It is written out here because the hold-back needs to know
 /// how deep a state is, which crates that do the same do not say.
 #[derive(Debug)]
 struct Automaton {
@@ -222,10 +230,10 @@ struct Automaton {
 }
 
 impl Automaton {
-    fn new(secrets: &Secrets) -> Self {
+    fn new(forms: &[Arc<[u8]>]) -> Self {
         let root = Node { byte: 0, first_child: NONE, sibling: NONE, fallback: ROOT, depth: 0, matched: 0, open: 0 };
         let mut automaton = Self { nodes: vec![root], first: [ROOT; 256] };
-        for form in &secrets.forms {
+        for form in forms {
             automaton.insert(form);
         }
         automaton.link();
@@ -318,6 +326,62 @@ impl Automaton {
     }
 }
 
+/// An automaton for some of the secrets, and its state.
+struct Search {
+    forms: Vec<Arc<[u8]>>,
+    /// Bytes of the forms: what it takes to build it.
+    size: usize,
+    automaton: Automaton,
+    state: u32,
+}
+
+impl Search {
+    fn new(forms: Vec<Arc<[u8]>>) -> Self {
+        let size = forms.iter().map(|form| form.len()).sum();
+        Self { automaton: Automaton::new(&forms), forms, size, state: ROOT }
+    }
+}
+
+/// Finds all of the secrets, with several automata side by side. A log can add a mask with each of its lines: what is new gets an
+/// automaton of its own, and is united with those before it as soon as they are not much larger. So each secret is built into
+/// an automaton as often as the total can be halved, and there are no more automata than that.
+#[derive(Default)]
+struct Searches(Vec<Search>);
+
+impl Searches {
+    /// From the beginning of a text on, also for these.
+    fn add(&mut self, mut forms: Vec<Arc<[u8]>>) {
+        if !forms.is_empty() {
+            let mut size: usize = forms.iter().map(|form| form.len()).sum();
+            while let Some(last) = self.0.pop_if(|last| last.size / 2 <= size) {
+                size += last.size;
+                forms.extend(last.forms);
+            }
+            self.0.push(Search::new(forms));
+        }
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.0.iter_mut().for_each(|search| search.state = ROOT);
+    }
+
+    /// Takes a byte, and gives the length of the longest secret that ends with it; 0 for none.
+    fn step(&mut self, byte: u8) -> u32 {
+        let mut longest = 0;
+        for Search { automaton, state, .. } in &mut self.0 {
+            *state = automaton.step(*state, byte);
+            longest = longest.max(automaton.nodes[*state as usize].matched);
+        }
+        longest
+    }
+
+    /// How many of the last bytes may yet become part of a secret that is not complete.
+    fn open(&self) -> u32 {
+        self.0.iter().map(|search| search.automaton.nodes[search.state as usize].open).max().unwrap_or(0)
+    }
+}
+
 /// Where in a line the stream is.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
@@ -332,8 +396,7 @@ enum Line {
 /// Replaces secrets in a stream.
 pub struct Masker {
     secrets: Secrets,
-    automaton: Automaton,
-    state: u32,
+    searches: Searches,
     /// Bytes from `base` on, which are not decided.
     held: Vec<u8>,
     base: u64,
@@ -353,12 +416,12 @@ impl fmt::Debug for Masker {
 
 impl Masker {
     /// For these secrets.
-    pub fn new(secrets: Secrets) -> Self {
-        let automaton = Automaton::new(&secrets);
+    pub fn new(mut secrets: Secrets) -> Self {
+        let mut searches = Searches::default();
+        searches.add(std::mem::take(&mut secrets.fresh));
         Self {
             secrets,
-            automaton,
-            state: ROOT,
+            searches,
             held: Vec::new(),
             base: 0,
             matches: Vec::new(),
@@ -379,13 +442,20 @@ impl Masker {
     /// [`TooMany`].
     pub fn add(&mut self, value: &[u8]) -> Result<(), TooMany> {
         self.secrets.add(value)?;
-        self.automaton = Automaton::new(&self.secrets);
+        self.take_fresh();
+        Ok(())
+    }
+
+    /// Searches for what was added, too.
+    fn take_fresh(&mut self) {
+        if self.secrets.fresh.is_empty() {
+            return;
+        }
+        self.searches.add(std::mem::take(&mut self.secrets.fresh));
         // What is held may be the beginning of the new one, and no match of an old one began before it.
         let held = std::mem::take(&mut self.held);
-        self.state = ROOT;
         self.matches.clear();
         self.search(&held);
-        Ok(())
     }
 
     /// Takes the next bytes and appends to `out` what is decided.
@@ -444,7 +514,7 @@ impl Masker {
         }
         self.line = Line::Beginning(Vec::new());
         self.emit(self.position(), out);
-        self.state = ROOT;
+        self.searches.restart();
         Ok(())
     }
 
@@ -466,26 +536,22 @@ impl Masker {
         };
         // The last word of a line that is too long is not known to its end, so it is not shown and not a mask.
         let whole = line.ends_with(b"\n") || line.len() < MAXIMUM_DIRECTIVE;
-        let mut is_new = false;
         for word in words.into_iter().filter(|word| !word.is_empty()) {
             let before = self.secrets.forms.len();
             self.secrets.add(word)?;
             // A job that says the same again and again makes nothing of it.
             if self.secrets.forms.len() > before {
-                is_new = true;
                 self.added.push(word.to_vec());
             }
         }
-        if is_new {
-            self.add(b"")?;
-        }
+        self.take_fresh();
         if whole {
             self.line = Line::Ordinary;
             self.ordinary(line, out);
         } else {
             self.ordinary(DIRECTIVE, out);
             self.emit(self.position(), out);
-            self.state = ROOT;
+            self.searches.restart();
             out.push(b' ');
             out.extend_from_slice(MASK);
             self.line = Line::Swallowed;
@@ -499,14 +565,13 @@ impl Masker {
 
     /// No match that is yet to come begins before this.
     fn decided(&self) -> u64 {
-        self.position() - u64::from(self.automaton.nodes[self.state as usize].open)
+        self.position() - u64::from(self.searches.open())
     }
 
     fn search(&mut self, bytes: &[u8]) {
         let start = self.position();
         for (at, &byte) in bytes.iter().enumerate() {
-            self.state = self.automaton.step(self.state, byte);
-            let matched = self.automaton.nodes[self.state as usize].matched;
+            let matched = self.searches.step(byte);
             if matched > 0 {
                 let end = start + at as u64 + 1;
                 let mut begin = end - u64::from(matched);
@@ -548,13 +613,15 @@ impl Masker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// What the masker does, done with everything at hand and without thinking.
-    fn masked_as_a_whole(forms: &BTreeSet<Vec<u8>>, text: &[u8]) -> Vec<u8> {
+    fn masked_as_a_whole(forms: &BTreeSet<Arc<[u8]>>, text: &[u8]) -> Vec<u8> {
         let mut matches: Vec<(usize, usize)> = Vec::new();
         for form in forms {
-            let found = text.windows(form.len()).enumerate().filter(|(_, window)| window == form);
+            let found = text.windows(form.len()).enumerate().filter(|(_, window)| *window == &form[..]);
             matches.extend(found.map(|(at, _)| (at, at + form.len())));
         }
         matches.sort_unstable();
@@ -574,7 +641,7 @@ mod tests {
     fn masked<'a>(secrets: Secrets, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut masker = Masker::new(secrets);
         let mut out = Vec::new();
-        let longest = masker.secrets.forms.iter().map(Vec::len).max().unwrap_or(1);
+        let longest = masker.secrets.forms.iter().map(|form| form.len()).max().unwrap_or(1);
         for part in parts {
             masker.write(part, &mut out).unwrap();
             assert!(masker.held.len() < longest, "{} of {longest} bytes held back", masker.held.len());
@@ -723,6 +790,58 @@ mod tests {
                 assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(expected), "cut at {at} and {to}");
                 assert_eq!(masker.added(), [&b"word"[..], b"other", b"two words", b"last"]);
             }
+        }
+    }
+
+    /// One automaton for all of them, built anew with each line, takes minutes for this.
+    #[test]
+    fn ten_thousand_masks_do_not_hold_up_the_log() {
+        let mut masker = Masker::new(secrets([&b"given from the beginning"[..]]));
+        let mut out = Vec::new();
+        let mut numbers = Numbers(3);
+        let names: Vec<_> = (0..10_000).map(|_| numbers.text(b"abcdefghijklmnop", 12)).collect();
+        let begun = Instant::now();
+        for name in &names {
+            out.clear();
+            let name = str::from_utf8(name).unwrap();
+            masker.write(format!("{name}\n::add-mask {name}\n<{name}>\n").as_bytes(), &mut out).unwrap();
+            assert_eq!(String::from_utf8_lossy(&out), format!("{name}\n::add-mask ***\n<***>\n"));
+            assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        }
+        assert_eq!(masker.added().len(), names.len());
+        out.clear();
+        for name in &names[..1000] {
+            masker.write(&[&name[..], b" given from the beginning\n"].concat(), &mut out).unwrap();
+        }
+        assert_eq!(String::from_utf8_lossy(&out), "*** ***\n".repeat(1000));
+        assert!(masker.searches.0.len() < 24, "{} automata", masker.searches.0.len());
+    }
+
+    /// However they are spread over automata.
+    #[test]
+    fn secrets_that_are_added_one_by_one_are_masked_as_all_at_once() {
+        let mut numbers = Numbers(11);
+        for _ in 0..200 {
+            let mut values = Vec::new();
+            for _ in 0..12 {
+                let length = 1 + numbers.below(9);
+                values.push(numbers.text(b"ab", length));
+            }
+            let text = numbers.text(b"abc", 60);
+            let mut whole = Secrets::default();
+            let mut masker = Masker::new(Secrets::default());
+            for value in &values {
+                whole.add_form(value).unwrap();
+                masker.secrets.add_form(value).unwrap();
+                masker.take_fresh();
+            }
+            let mut out = Vec::new();
+            for byte in text.chunks(1) {
+                masker.write(byte, &mut out).unwrap();
+            }
+            masker.flush(&mut out).unwrap();
+            let expected = masked_as_a_whole(&whole.forms, &text);
+            assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected), "{values:?} in {text:?}");
         }
     }
 

@@ -5,8 +5,8 @@ mod prepare;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufReader};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, BufReader, Read, Seek};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use crate::session::{Launcher, Outbox};
 use crate::shell::{SHELL, Script, Word};
 use crate::stop::Stops;
 use crate::transfer;
+use crate::untrusted::{self, Links};
 
 use commands::Step;
 use prepare::CARRIED;
@@ -34,6 +35,13 @@ const PLAN: &str = "spacelift.plan";
 
 /// Bytes of outputs: they are read as a whole, and are meant for people and other stacks.
 const MAXIMUM_OUTPUTS: u64 = 16 * 1024 * 1024;
+/// Bytes of what the tool says about a plan. It is read piece by piece, and ten thousand resources have some 100 MB.
+const MAXIMUM_PLAN: u64 = 1024 * 1024 * 1024;
+/// Bytes of an environment that a phase leaves. Linux starts no program with more than 6 MiB of it.
+const MAXIMUM_ENVIRONMENT: u64 = 8 * 1024 * 1024;
+
+/// What is not kept of a workspace is named one by one, up to so many.
+const MAXIMUM_NOTES: usize = 20;
 
 /// Where a worker works, and with whom.
 #[derive(Debug)]
@@ -200,8 +208,9 @@ impl Run {
             output: None,
         };
         let end = self.executor.run(program).await;
-        if let Ok(bytes) = fs::read(&dumped) {
-            self.environment = Environment::from_bytes(&bytes);
+        let left = untrusted::read(&dumped, Links::Refused, MAXIMUM_ENVIRONMENT);
+        if let Ok(Some(bytes)) = &left {
+            self.environment = Environment::from_bytes(bytes);
         }
         match end.map_err(|error| Failure::Failed(format!("{SHELL} cannot be started: {error}")))? {
             End::Stopped => {
@@ -225,7 +234,15 @@ impl Run {
                 self.executor.log.say(&reason).await;
                 Err(Failure::Failed(reason))
             }
-            End::Exited(_) => Ok(()),
+            End::Exited(_) => match left {
+                // The next phase would go on without what this one did.
+                Err(error) => {
+                    let reason = format!("{name} failed: the environment that it left cannot be taken over: {error}");
+                    self.executor.log.say(&reason).await;
+                    Err(Failure::Failed(reason))
+                }
+                Ok(_) => Ok(()),
+            },
         }
     }
 
@@ -254,11 +271,12 @@ impl Run {
         self.environment = before;
     }
 
-    /// A program's standard output, in a file of the worker's own.
-    async fn capture(&mut self, name: &str, command: Vec<std::ffi::OsString>) -> Result<PathBuf, Failure> {
+    /// A program's standard output, in a file of the worker's own. It stays open: something else may have its name afterwards.
+    async fn capture(&mut self, name: &str, command: Vec<std::ffi::OsString>) -> Result<File, Failure> {
         let path = self.private()?.join(name);
         remove(&path)?;
-        let output = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut captured = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        let output = captured.try_clone()?;
         let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
         let command = Program {
             command: match command.split_first() {
@@ -274,7 +292,10 @@ impl Run {
             output: Some(output),
         };
         match self.executor.run(command).await {
-            Ok(End::Exited(status)) if status.success() => Ok(path),
+            Ok(End::Exited(status)) if status.success() => {
+                captured.rewind()?;
+                Ok(captured)
+            }
             Ok(End::Exited(status)) => {
                 Err(Failure::Failed(format!("`{program}` for the {name} failed: {}", describe(status))))
             }
@@ -296,9 +317,15 @@ impl Run {
             )));
         }
         let shown = self.capture("plan", vec![tool.into(), "show".into(), "-json".into(), plan.into()]).await?;
-        let read =
-            spawn_blocking(move || commands::changes(BufReader::new(File::open(shown)?)).map_err(io::Error::from));
-        let changes = read.await.map_err(io::Error::other).flatten();
+        let size = shown.metadata()?.len();
+        if size > MAXIMUM_PLAN {
+            return Err(Failure::Failed(format!(
+                "what `{tool} show -json` says has {size} bytes, and {MAXIMUM_PLAN} is the limit; split the stack"
+            )));
+        }
+        let read = spawn_blocking(move || commands::changes(BufReader::new(shown.take(MAXIMUM_PLAN))));
+        let changes = self.unless_stopped(read).await?.map_err(io::Error::other);
+        let changes = changes.and_then(|changes| changes.map_err(io::Error::from));
         self.changes = Some(
             changes
                 .map_err(|error| Failure::Failed(format!("what `{tool} show -json` says cannot be read: {error}")))?,
@@ -312,12 +339,9 @@ impl Run {
             (None, Some(command)) => vec![SHELL.into(), "-c".into(), command.into()],
             (None, None) => return Ok(()),
         };
-        let path = self.capture("outputs", command).await?;
-        let size = fs::metadata(&path)?.len();
-        if size > MAXIMUM_OUTPUTS {
-            return Err(Failure::Failed(format!("the outputs have {size} bytes, and {MAXIMUM_OUTPUTS} is the limit")));
-        }
-        let text = fs::read(path)?;
+        let captured = self.capture("outputs", command).await?;
+        let text = untrusted::content(&captured, Path::new("outputs"), MAXIMUM_OUTPUTS)
+            .map_err(|error| Failure::Failed(format!("the outputs cannot be uploaded: {error}")))?;
         let outputs = commands::outputs(&text, self.job.sensitive_outputs).map_err(|error| {
             Failure::Failed(format!("the outputs are not what `terraform output -json` writes: {error}"))
         })?;
@@ -336,10 +360,13 @@ impl Run {
         let produce = move |out: &mut dyn io::Write| archive::pack(&directory, &[OsStr::new(PRIVATE)], out);
         let kept = self.unless_stopped(transfer::upload(self.launcher(), Upload::Workspace, produce)).await?;
         let skipped = kept.map_err(|error| Failure::Failed(format!("the workspace cannot be kept: {error}")))?;
-        for path in skipped {
-            let note =
-                format!("`{}` is no file, directory or link, so it is not kept in the workspace", path.display());
+        for path in skipped.iter().take(MAXIMUM_NOTES) {
+            let path = untrusted::shown(path);
+            let note = format!("`{path}` is no file, directory or link, so it is not kept in the workspace");
             self.executor.log.say(&note).await;
+        }
+        if let Some(more) = skipped.len().checked_sub(MAXIMUM_NOTES).filter(|more| *more > 0) {
+            self.executor.log.say(&format!("{more} more are not kept for the same reason")).await;
         }
         Ok(())
     }
@@ -374,11 +401,7 @@ impl Run {
     }
 
     fn private(&self) -> io::Result<PathBuf> {
-        let private = self.place.workspace.join(PRIVATE);
-        match fs::DirBuilder::new().mode(0o700).create(&private) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(private),
-        }
+        private_directory(&self.place.workspace.join(PRIVATE))
     }
 
     fn clean(&self) {
@@ -402,9 +425,31 @@ impl Run {
     }
 }
 
+/// A directory of the worker's own, made or found. A job may have put something else in its place, which is removed: through a
+/// link the worker would write elsewhere.
+fn private_directory(path: &Path) -> io::Result<PathBuf> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::set_permissions(path, fs::Permissions::from_mode(0o700))?,
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+/// Removes whatever has this name.
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::new(error.kind(), format!("`{}` cannot be removed: {error}", untrusted::shown(path))))
+        }
         _ => Ok(()),
     }
 }
@@ -415,5 +460,32 @@ fn describe(status: std::process::ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(9)) => "killed by signal 9; the container may have run out of memory".into(),
         (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_workers_directory_is_its_own_again_whatever_a_job_put_there() {
+        let place = tempfile::tempdir().unwrap();
+        let (private, elsewhere) = (place.path().join(PRIVATE), place.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("kept"), "x").unwrap();
+        symlink(&elsewhere, &private).unwrap();
+        private_directory(&private).unwrap();
+        assert!(fs::symlink_metadata(&private).unwrap().is_dir() && elsewhere.join("kept").exists());
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o000)).unwrap();
+        private_directory(&private).unwrap();
+        fs::create_dir_all(private.join("environment/deep")).unwrap();
+        symlink(&elsewhere, private.join("reached")).unwrap();
+        for name in ["environment", "reached", "missing"] {
+            remove(&private.join(name)).unwrap();
+        }
+        assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
+        assert!(elsewhere.join("kept").exists());
     }
 }

@@ -1,14 +1,19 @@
 //! What the source itself says about its runs: `.spacelift/config.yml` and `.spacelift/workflow.yml`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_yaml::Value;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::protocol::{Hooks, Variable, Workflow};
+use crate::untrusted::{self, Links};
 
 /// The runtime configuration's path in the source.
 pub const CONFIG: &str = ".spacelift/config.yml";
@@ -16,18 +21,19 @@ pub const CONFIG: &str = ".spacelift/config.yml";
 pub const WORKFLOW: &str = ".spacelift/workflow.yml";
 /// Bytes of either. People write them.
 const MAXIMUM_SIZE: u64 = 1024 * 1024;
+/// Bytes of either, with what its aliases stand for in the place of each.
+const MAXIMUM_EXPANDED: usize = 16 * 1024 * 1024;
+/// Bytes that each value counts besides its text: some kilobytes of aliases would make millions of empty ones.
+const NODE: usize = 16;
+/// For reading both. What people write takes milliseconds.
+const MAXIMUM_TIME: Duration = Duration::from_secs(20);
 
 /// Why a file of the source was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be read.
-    #[error("`{path}` cannot be read: {source}")]
-    Io {
-        /// Which one.
-        path: &'static str,
-        /// What the operating system said.
-        source: io::Error,
-    },
+    /// It cannot be read, or should not be.
+    #[error(transparent)]
+    File(#[from] untrusted::Error),
     /// It says something that it may not.
     #[error("`{path}` is not right: {problem}; correct it in the source and start another run")]
     Content {
@@ -36,6 +42,9 @@ pub enum Error {
         /// What it is, and where.
         problem: String,
     },
+    /// It cannot be understood in any time that people would wait.
+    #[error("`{CONFIG}` or `{WORKFLOW}` cannot be understood: {0}; make them simpler")]
+    Slow(String),
 }
 
 /// The runtime configuration as far as it concerns one stack.
@@ -103,6 +112,31 @@ impl Settings {
     }
 }
 
+/// Reads what the source says about its runs: the runtime configuration and the custom workflow, if it has one.
+///
+/// # Errors
+/// One of them says something unknown, is no file, or takes too long to be understood.
+pub async fn of_source(
+    source: PathBuf,
+    stack: String,
+    testing: bool,
+) -> Result<(RuntimeConfig, Option<Workflow>), Error> {
+    within(MAXIMUM_TIME, move || Ok((RuntimeConfig::read(&source, &stack, testing)?, workflow(&source)?))).await
+}
+
+/// Reading that takes longer is given up, and is over when the worker ends: brackets in brackets take a parser of YAML a time
+/// that grows with their square.
+async fn within<T: Send + 'static>(
+    limit: Duration,
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match timeout(limit, spawn_blocking(read)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(broken)) => Err(Error::Slow(broken.to_string())),
+        Err(_) => Err(Error::Slow(format!("it takes more than {} s", limit.as_secs()))),
+    }
+}
+
 impl RuntimeConfig {
     /// Reads it. A source without one has an empty one.
     ///
@@ -118,7 +152,7 @@ impl RuntimeConfig {
     }
 
     fn parse(text: &str, stack: &str, testing: bool) -> Result<Self, String> {
-        let document: Document = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+        let document: Document = parsed(text)?;
         match document.version.as_ref().and_then(scalar).as_deref() {
             Some("1" | "2") => {}
             Some(other) => return Err(format!("`version` is {other:?}, and only \"1\" and \"2\" are known")),
@@ -213,27 +247,104 @@ struct WorkflowDocument {
 /// As with [`RuntimeConfig::read`].
 pub fn workflow(source: &Path) -> Result<Option<Workflow>, Error> {
     let Some(text) = read(source, WORKFLOW)? else { return Ok(None) };
-    let document: WorkflowDocument =
-        serde_yaml::from_str(&text).map_err(|error| Error::Content { path: WORKFLOW, problem: error.to_string() })?;
+    let document: WorkflowDocument = parsed(&text).map_err(|problem| Error::Content { path: WORKFLOW, problem })?;
     let WorkflowDocument { init, plan, apply, destroy, output } = document;
     Ok(Some(Workflow { init, plan, apply, destroy, output }))
 }
 
 fn read(source: &Path, path: &'static str) -> Result<Option<String>, Error> {
-    let io = |source| Error::Io { path, source };
-    let file = source.join(path);
-    let metadata = match fs::metadata(&file) {
-        Ok(metadata) => metadata,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(io(error)),
+    let Some(bytes) = untrusted::read(&source.join(path), Links::Within(source), MAXIMUM_SIZE)? else {
+        return Ok(None);
     };
-    if !metadata.is_file() || metadata.len() > MAXIMUM_SIZE {
-        let problem = format!("it is not a file of at most {MAXIMUM_SIZE} bytes");
-        return Err(Error::Content { path, problem });
+    let text = String::from_utf8(bytes).map_err(|error| Error::Content { path, problem: error.to_string() })?;
+    Ok(Some(text))
+}
+
+/// Reads YAML that is not larger than it looks.
+fn parsed<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let left = Cell::new(MAXIMUM_EXPANDED);
+    Expanded(&left)
+        .deserialize(serde_yaml::Deserializer::from_str(text))
+        .and_then(|()| serde_yaml::from_str(text))
+        .map_err(|error| error.to_string())
+}
+
+/// Walks through a document with a limit for its size, and keeps nothing of it: what an alias stands for counts each time, and
+/// a few lines of aliases of aliases stand for more than there is memory.
+#[derive(Clone, Copy)]
+struct Expanded<'a>(&'a Cell<usize>);
+
+impl Expanded<'_> {
+    fn take<E: de::Error>(self, size: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(NODE + size);
+        self.0.set(left.ok_or_else(|| {
+            E::custom(format_args!("with what its aliases stand for it has more than {MAXIMUM_EXPANDED} bytes"))
+        })?);
+        Ok(())
     }
-    fs::read_to_string(file).map(Some).map_err(io)
+}
+
+impl<'de> DeserializeSeed<'de> for Expanded<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Expanded<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("YAML")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_i128<E: de::Error>(self, _: i128) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_u128<E: de::Error>(self, _: u128) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
+        self.take(0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        self.take(text.len())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(self)?.is_some() {}
+        self.take(0)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry_seed(self, self)?.is_some() {}
+        self.take(0)
+    }
+
+    /// A tag, and what has it.
+    fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<(), A::Error> {
+        tagged.variant_seed(self)?.1.newtype_variant_seed(self)
+    }
 }
 
 /// YAML reads `1` and `true` as what they look like; a variable has only text.
@@ -249,6 +360,8 @@ fn scalar(value: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const TEXT: &str = "
@@ -301,5 +414,49 @@ stacks:
         fs::write(source.path().join(WORKFLOW), "plann: x").unwrap();
         let error = workflow(source.path()).unwrap_err().to_string();
         assert!(error.contains("plann") && error.contains(WORKFLOW), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_not_larger_than_it_looks() {
+        let config = |tests: &str| RuntimeConfig::parse(&format!("version: 1\ntests: {tests}"), "mine", false);
+        let many = "x,".repeat(50_000);
+        let aliases = "*a,".repeat(50_000);
+        let doubled: String = (1..40).map(|at| format!("  a{at}: &a{at} [*a{0}, *a{0}]\n", at - 1)).collect();
+        for text in [
+            format!("[&a [{many}], {aliases}]"),
+            format!("[&a '{}', {aliases}]", "x".repeat(100_000)),
+            format!("\n  a0: &a0 [x]\n{doubled}"),
+        ] {
+            let begun = std::time::Instant::now();
+            let error = config(&text).unwrap_err();
+            assert!(error.contains("aliases") || error.contains("repetition"), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        }
+        // What people write: one list for several stacks, tags, and all kinds of values.
+        let text = "version: 1\nstack_defaults: {before_init: &hooks [a, b]}\ntests: [1, -1, 1.5, true, null, !tag x, {a: b}]\n\
+                    stacks: {mine: {after_init: *hooks}}";
+        let config = RuntimeConfig::parse(text, "mine", false).unwrap();
+        assert_eq!(config.hooks[0], config.hooks[1]);
+    }
+
+    #[test]
+    fn nobody_waits_for_brackets_in_brackets() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = || RuntimeConfig::parse(&"[".repeat(20_000), "mine", false).map_err(Error::Slow);
+        let result = runtime.block_on(within(Duration::from_millis(10), read));
+        assert!(result.unwrap_err().to_string().contains("make them simpler"));
+        runtime.shutdown_background();
+    }
+
+    #[test]
+    fn what_is_no_file_of_the_source_is_refused_without_waiting() {
+        let (source, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        fs::create_dir(source.path().join(".spacelift")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, source.path().join(CONFIG), rustix::fs::Mode::RWXU).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), source.path().join(WORKFLOW)).unwrap();
+        let error = RuntimeConfig::read(source.path(), "mine", false).unwrap_err().to_string();
+        assert!(error.contains(CONFIG) && error.contains("named pipe"), "{error}");
+        let error = workflow(source.path()).unwrap_err().to_string();
+        assert!(error.contains(WORKFLOW) && error.contains("leads out"), "{error}");
     }
 }

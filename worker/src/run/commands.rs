@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::{Failure, PLAN, Run};
@@ -128,7 +131,7 @@ pub(super) fn find(name: &OsStr, environment: &Environment) -> Option<PathBuf> {
 #[derive(Deserialize)]
 struct Plan {
     #[serde(default)]
-    resource_changes: Vec<ResourceChange>,
+    resource_changes: Total<ResourceChange>,
 }
 
 #[derive(Deserialize)]
@@ -138,22 +141,76 @@ struct ResourceChange {
 
 #[derive(Deserialize)]
 struct Change {
-    actions: Vec<String>,
+    actions: Total<Action>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Action {
+    Create,
+    Update,
+    Delete,
+    #[serde(other)]
+    Other,
+}
+
+impl From<Action> for Changes {
+    fn from(action: Action) -> Self {
+        let count = |is_this| u64::from(is_this);
+        Self {
+            add: count(matches!(action, Action::Create)),
+            change: count(matches!(action, Action::Update)),
+            destroy: count(matches!(action, Action::Delete)),
+        }
+    }
+}
+
+impl From<ResourceChange> for Changes {
+    fn from(resource: ResourceChange) -> Self {
+        resource.change.actions.changes
+    }
+}
+
+/// A list that is added up while it is read: however long it is, none of it is kept.
+struct Total<T> {
+    changes: Changes,
+    of: PhantomData<T>,
+}
+
+impl<T> Default for Total<T> {
+    fn default() -> Self {
+        Self { changes: Changes { add: 0, change: 0, destroy: 0 }, of: PhantomData }
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Into<Changes>> Deserialize<'de> for Total<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Into<Changes>> Visitor<'de> for Total<T> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self, A::Error> {
+        while let Some(item) = list.next_element::<T>()? {
+            let Changes { add, change, destroy } = item.into();
+            self.changes.add += add;
+            self.changes.change += change;
+            self.changes.destroy += destroy;
+        }
+        Ok(self)
+    }
 }
 
 /// Counts what a plan in JSON would change, as the tool's own summary does: a replacement is one to add and one to destroy.
 pub(super) fn changes(plan: impl Read) -> Result<Changes, serde_json::Error> {
     let plan: Plan = serde_json::from_reader(plan)?;
-    let mut changes = Changes { add: 0, change: 0, destroy: 0 };
-    for action in plan.resource_changes.iter().flat_map(|resource| &resource.change.actions) {
-        match action.as_str() {
-            "create" => changes.add += 1,
-            "update" => changes.change += 1,
-            "delete" => changes.destroy += 1,
-            _ => {}
-        }
-    }
-    Ok(changes)
+    Ok(plan.resource_changes.changes)
 }
 
 #[derive(Deserialize, Serialize)]

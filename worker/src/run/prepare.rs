@@ -17,11 +17,14 @@ use crate::files;
 use crate::masking::{Masker, Secrets, TooMany};
 use crate::protocol::{Download, Git, SourceKind, Tool, Variable};
 use crate::run::commands;
-use crate::runtime_config::{self, RuntimeConfig};
+use crate::runtime_config;
 use crate::transfer;
+use crate::untrusted::{self, Links};
 
 /// What one stage hands to the next, inside of the workspace's encrypted archive: changed variables and added masks.
 pub(super) const CARRIED: &str = ".spacelift-environment";
+/// Bytes of it. An environment and masks have their own limits, which are below.
+const MAXIMUM_CARRIED: u64 = 32 * 1024 * 1024;
 /// Git is not to start programs that an address names.
 const GIT_PROTOCOLS: &str = "https:http:ssh:git:file";
 
@@ -72,12 +75,12 @@ impl Run {
 
     /// What the source says about its runs.
     async fn configure(&mut self, source: &Path) -> Result<(), Failure> {
-        let config = RuntimeConfig::read(source, &self.job.stack_id, self.is_testing()).map_err(unable)?;
+        let read = runtime_config::of_source(source.to_owned(), self.job.stack_id.clone(), self.is_testing());
+        let (config, workflow) = self.unless_stopped(read).await?.map_err(unable)?;
         for note in &config.notes {
             self.executor.log.say(note).await;
         }
         config.override_hooks(&mut self.hooks);
-        let workflow = runtime_config::workflow(source).map_err(unable)?;
         match (workflow, self.job.tool()) {
             (Some(workflow), Tool::Custom) => self.workflow = workflow,
             (Some(_), _) => {
@@ -283,10 +286,8 @@ impl Run {
             return Ok(());
         }
         let path = self.place.workspace.join(CARRIED);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+        let Some(bytes) = untrusted::read(&path, Links::Refused, MAXIMUM_CARRIED).map_err(io::Error::other)? else {
+            return Ok(());
         };
         fs::remove_file(path)?;
         let mut changes = Changes::default();

@@ -436,6 +436,65 @@ async fn a_workspace_goes_from_one_container_to_the_next() {
     assert!(large.blocks() * 512 < 1_000_000, "a sparse file was filled");
 }
 
+/// Does a job that would hold up a worker without limits for ever.
+async fn done_in_time(job: Job) -> launcher::Done {
+    let mut bench = Bench::new(job);
+    tokio::time::timeout(Duration::from_secs(60), bench.done()).await.expect("the worker is held up")
+}
+
+#[tokio::test]
+async fn what_a_job_leaves_for_the_worker_holds_up_nobody() {
+    for (leave, expected) in [
+        ("mkfifo", "named pipe"),
+        ("ln -s /dev/zero", "symbolic link"),
+        ("ln -s /proc/self/environ", "symbolic link"),
+        ("mkdir", "directory"),
+        ("truncate -s 4T", "more than 8388608 bytes"),
+    ] {
+        // The shell that would have written the file is not there any more.
+        let done = done_in_time(task(&format!("exec {leave} ../.spacelift-worker/environment"))).await;
+        assert_eq!(done.outcome.result(), Ended::Failed, "{leave}");
+        for text in [&done.outcome.message, &done.text()] {
+            assert!(text.contains(".spacelift-worker/environment") && text.contains(expected), "{leave}: {text}");
+        }
+    }
+    let with_output = |output: &str| {
+        let workflow = Workflow { output: Some(output.into()), ..Workflow::default() };
+        Job { workflow: Some(workflow), ..job(Stage::Apply) }
+    };
+    let done = done_in_time(with_output("truncate -s 4T ../.spacelift-worker/outputs")).await;
+    assert_eq!(done.outcome.result(), Ended::Failed);
+    assert!(done.outcome.message.contains("more than 16777216 bytes"), "{}", done.outcome.message);
+    // What it wrote is what counts, not what has the name now.
+    let done = done_in_time(with_output("echo {}; cd ../.spacelift-worker; rm outputs; mkfifo outputs")).await;
+    assert_eq!(done.outcome.result(), Ended::Finished, "{}", done.outcome.message);
+
+    let workflow = Workflow { plan: Some("truncate -s 4T large".into()), ..Workflow::default() };
+    let done = done_in_time(Job { keep_workspace: true, workflow: Some(workflow), ..job(Stage::Plan) }).await;
+    assert_eq!(done.outcome.result(), Ended::Failed);
+    assert!(
+        done.outcome.message.contains("with `source/large` it has more than 68719476736 bytes"),
+        "{:?}",
+        done.outcome
+    );
+}
+
+#[tokio::test]
+async fn a_source_that_cannot_be_read_is_named_in_a_few_words() {
+    let unknown = format!("version: 1\n? {}\n: x\n", "x".repeat(300_000));
+    for (entry, expected) in [
+        ((".spacelift/config.yml", tar::EntryType::Symlink, "/proc/self/environ"), "leads out of"),
+        ((".spacelift/workflow.yml", tar::EntryType::Symlink, "/dev/zero"), "leads out of"),
+        ((".spacelift/config.yml", tar::EntryType::Regular, &unknown), "unknown field"),
+    ] {
+        let job = Job { source: SourceKind::Archive.into(), ..job(Stage::Plan) };
+        let done = Bench::new(job).download(Download::Source, archive(&[entry])).done().await;
+        assert_eq!(done.outcome.result(), Ended::Unable, "{}", entry.0);
+        let message = &done.outcome.message;
+        assert!(message.contains(entry.0) && message.contains(expected) && message.len() < 10_000, "{message}");
+    }
+}
+
 #[tokio::test]
 async fn process_1_does_its_duties() {
     let command = "echo $PPID; setsid sh -c 'echo $$ >../pid; trap \"\" TERM HUP; sleep 1000' & (sleep 0.1 &); sleep 0.5; \
