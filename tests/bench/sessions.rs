@@ -87,10 +87,11 @@ async fn measure() -> Result<()> {
         let tries: Vec<_> = round.tries.iter().copied().filter(|&at| at >= restarted).collect();
         let (tries, limit) = (busiest_second(&tries), (share * SESSIONS as f64) as usize);
         say(&format!(
-            "    in the busiest second {tries} began to connect and {} were connected; goal {limit}: {}",
-            busiest_second(&round.connected),
+            "    began to connect in the busiest second: {tries}; goal {limit}: {}",
             verdict(tries <= limit)
         ))?;
+        // No goal: handshakes that waited for the broker end together once it has caught up.
+        say(&format!("    were connected in the busiest second: {}", busiest_second(&round.connected)))?;
         say(&format!(
             "    connections: {} for {SESSIONS} sessions; goal {SESSIONS}: {}",
             round.connected.len(),
