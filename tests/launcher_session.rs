@@ -1,134 +1,17 @@
 //! The launcher's MQTT session, with a real broker and a control plane at its other side.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use integration_tests::connect_proxy::{CREDENTIALS, ConnectProxy};
-use integration_tests::mosquitto::{self, Mosquitto};
 use integration_tests::pki::{Authority, UNRESOLVABLE, text};
-use launcher_wire::id::{AssignmentId, PoolId, RunId, WorkerId};
+use integration_tests::sessions::{LIMIT, QUIET, World};
+use launcher_wire::id::{AssignmentId, RunId, WorkerId};
 use launcher_wire::key::{PoolCertificate, PoolKey};
-use launcher_wire::mqtt::{self, Envelope, FromWorker, ToWorker, WorkerState};
-use rumqttc::{AsyncClient, Event as MqttEvent, MqttOptions, Packet, PublishOptions, QoS, TlsConfiguration, Transport};
+use launcher_wire::mqtt::{Envelope, FromWorker, ToWorker, WorkerState};
 use spacelift_launcher::network::{self, Network};
 use spacelift_launcher::session::{Event, Handle, Session, Settings};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-/// Longer than anything here takes on a busy machine, reconnecting with its random waits included.
-const LIMIT: Duration = Duration::from_secs(40);
-/// Long enough for what must not happen.
-const QUIET: Duration = Duration::from_secs(3);
-
-/// A broker, a control plane connected to it, and a pool.
-struct World {
-    authority: Authority,
-    broker: Mosquitto,
-    pool: PoolId,
-    control: Control,
-}
-
-impl World {
-    async fn new() -> Self {
-        let authority = Authority::new();
-        let (certificate, key) = authority.server();
-        let broker = Mosquitto::start(&authority.certificate(), &certificate, &key, mosquitto::ACCESS);
-        let pool = PoolId::new();
-        let control = Control::connect(&authority, &broker, pool).await;
-        Self { authority, broker, pool, control }
-    }
-
-    fn settings(&self, worker: WorkerId) -> Settings {
-        self.settings_through(worker, network::Settings::default(), &self.authority)
-    }
-
-    /// With a pool's certificate by `issuer`.
-    fn settings_through(&self, worker: WorkerId, network: network::Settings, issuer: &Authority) -> Settings {
-        let network = network::Settings { token_authorities: Some(self.authority.pem()), ..network };
-        let network = Network::new(&network).unwrap();
-        let (certificate, key) = issuer.client(&self.pool.to_string());
-        let certificate = PoolCertificate::from_pem(&text(&certificate)).unwrap();
-        let key = PoolKey::from_pem(&text(&key)).unwrap();
-        Settings {
-            tls: network.broker_tls(&certificate, &key).unwrap(),
-            network,
-            broker: format!("mqtts://127.0.0.1:{}", self.broker.port()),
-            namespace: mqtt::DEFAULT_NAMESPACE.to_owned(),
-            pool: self.pool,
-            worker,
-            heartbeat: Duration::from_secs(60),
-            state: WorkerState::Idle,
-        }
-    }
-}
-
-/// The control plane's side of the broker.
-struct Control {
-    client: AsyncClient,
-    pool: PoolId,
-    heard: mpsc::UnboundedReceiver<(String, FromWorker)>,
-}
-
-impl Control {
-    async fn connect(authority: &Authority, broker: &Mosquitto, pool: PoolId) -> Self {
-        let (certificate, key) = authority.client("control-plane");
-        let network = network::Settings { token_authorities: Some(authority.pem()), ..network::Settings::default() };
-        let certificate = PoolCertificate::from_pem(&text(&certificate)).unwrap();
-        let tls = Network::new(&network).unwrap().broker_tls(&certificate, &PoolKey::from_pem(&text(&key)).unwrap());
-        let mut options = MqttOptions::new("control-plane", ("127.0.0.1", broker.port()));
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls.unwrap())));
-        options.set_clean_session(false).set_max_packet_size(mqtt::MAXIMUM_SIZE, mqtt::MAXIMUM_SIZE);
-        let (client, mut events) = AsyncClient::builder(options).capacity(64).build();
-        client.subscribe(mqtt::from_all_workers(mqtt::DEFAULT_NAMESPACE), QoS::AtLeastOnce).await.unwrap();
-        let (said, heard) = mpsc::unbounded_channel();
-        let (subscribed, mut is_subscribed) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            loop {
-                match events.poll().await {
-                    Ok(MqttEvent::Incoming(Packet::Publish(publish))) => {
-                        let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
-                        let envelope = Envelope::<FromWorker>::decode(&publish.payload).unwrap();
-                        if said.send((topic, envelope.body)).is_err() {
-                            return;
-                        }
-                    }
-                    Ok(MqttEvent::Incoming(Packet::SubAck(_))) => drop(subscribed.send(())),
-                    Ok(_) => {}
-                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-                }
-            }
-        });
-        is_subscribed.recv().await.unwrap();
-        Self { client, pool, heard }
-    }
-
-    /// Returns once the broker has it.
-    async fn publish(&self, worker: WorkerId, payload: Vec<u8>) {
-        let topic = mqtt::to_worker(mqtt::DEFAULT_NAMESPACE, self.pool, worker);
-        let options = PublishOptions::at_least_once();
-        let notice = self.client.publish_tracked(topic, payload, options).await.unwrap();
-        timeout(LIMIT, notice.wait_async()).await.unwrap().unwrap();
-    }
-
-    async fn say(&self, worker: WorkerId, body: ToWorker) {
-        self.publish(worker, Envelope::new(1, body).encode().unwrap()).await;
-    }
-
-    #[track_caller]
-    fn hears(&mut self, worker: WorkerId, body: FromWorker) -> impl Future<Output = ()> + '_ {
-        let topic = mqtt::from_worker(mqtt::DEFAULT_NAMESPACE, self.pool, worker);
-        async move {
-            let heard = timeout(LIMIT, self.heard.recv()).await;
-            assert_eq!(heard.expect("the worker says something").unwrap(), (topic, body));
-        }
-    }
-
-    async fn hears_nothing(&mut self) {
-        if let Ok(heard) = timeout(QUIET, self.heard.recv()).await {
-            panic!("{heard:?}");
-        }
-    }
-}
 
 fn run(test: impl AsyncFnOnce(World)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -238,6 +121,98 @@ fn a_session_survives_its_broker() {
         }
         assert!(timeout(QUIET, events.recv()).await.is_err(), "each of them once");
         handle.close().await;
+    });
+}
+
+/// How many sessions go through it together. `cargo xtask bench sessions` does it with ten times as many.
+const FLEET: usize = 100;
+/// How long it may take until all of them are back. What is promised for a pool of a thousand.
+const BACK: Duration = Duration::from_secs(30);
+
+/// What one of many sessions went through.
+#[derive(Debug, Default)]
+struct Fate {
+    failures: i32,
+    /// Since the broker was killed: how long it meant to wait altogether.
+    waited: Duration,
+    /// The first of these waits.
+    first: Option<Duration>,
+    /// Since the broker was killed.
+    connected: Vec<Instant>,
+    /// It got what was said to it after that.
+    is_told: bool,
+}
+
+#[test]
+fn many_sessions_come_back_after_their_broker_and_not_at_once() {
+    run(async |mut world| {
+        let template = world.settings(WorkerId::new());
+        let (report, mut reports) = mpsc::unbounded_channel();
+        let mut handles = vec![];
+        let workers: Vec<_> = (0..FLEET).map(|_| WorkerId::new()).collect();
+        for (index, &worker) in workers.iter().enumerate() {
+            let (handle, mut events) = Session::start(Settings { worker, ..template.clone() }).unwrap();
+            handles.push(handle);
+            let report = report.clone();
+            tokio::spawn(async move {
+                while let Some(event) = events.recv().await {
+                    let _ = report.send((index, Instant::now(), event));
+                }
+            });
+        }
+        let mut fates: Vec<Fate> = workers.iter().map(|_| Fate::default()).collect();
+        let mut connected = 0;
+        while connected < FLEET {
+            match timeout(LIMIT, reports.recv()).await.expect("all of them connect").unwrap() {
+                (_, _, Event::Connected) => connected += 1,
+                (index, _, Event::Disconnected { .. }) => fates[index].failures += 1,
+                (_, _, other) => panic!("{other:?}"),
+            }
+        }
+
+        let killed = Instant::now();
+        world.broker.kill();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let restarted = Instant::now();
+        world.broker.restart();
+        while !fates.iter().all(|fate| fate.is_told) {
+            let left = BACK.saturating_sub(restarted.elapsed());
+            let Ok(Some((index, at, event))) = timeout(left, reports.recv()).await else {
+                let away: Vec<_> = fates.iter().filter(|fate| !fate.is_told).collect();
+                panic!("{} of {FLEET} are not back: {away:?}", away.len());
+            };
+            let fate = &mut fates[index];
+            match event {
+                Event::Connected => {
+                    fate.connected.push(at);
+                    world.control.send(workers[index], ToWorker::Drain {}).await;
+                }
+                Event::Message(message) => {
+                    assert_eq!(message, ToWorker::Drain {});
+                    fate.is_told = true;
+                }
+                Event::Disconnected { retry_in, .. } => {
+                    let limit = Duration::from_secs(1) * 2_u32.pow(fate.failures.min(5).unsigned_abs());
+                    assert!(retry_in <= limit, "{retry_in:?} after {} failures", fate.failures);
+                    fate.failures += 1;
+                    fate.waited += retry_in;
+                    fate.first.get_or_insert(retry_in);
+                }
+            }
+        }
+        let log = world.broker.log();
+        for (worker, fate) in workers.iter().zip(&fates) {
+            assert_eq!(fate.connected.len(), 1, "{worker} {fate:?}");
+            assert_eq!(log.matches(&format!("as {worker} ")).count(), 1, "{worker} connects once");
+            // It may be noticed late that it is back, but the broker did not go before it was killed.
+            assert!(fate.connected[0] - killed >= fate.waited, "{worker} did not wait as it said: {fate:?}");
+        }
+        // Out of a hundred, each quarter gets 25 or so, and fewer than 5 less often than once in a million times.
+        for quarter in 0..4 {
+            let [from, to] = [quarter, quarter + 1].map(|number| Duration::from_millis(250) * number);
+            let there = fates.iter().filter(|fate| fate.first.is_some_and(|first| from <= first && first < to));
+            assert!(there.count() >= 5, "first waits are spread over a second: {fates:?}");
+        }
     });
 }
 

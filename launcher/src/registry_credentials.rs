@@ -142,19 +142,42 @@ async fn configured_with(
     let path = directory.join("config.json");
     let Some(text) = read(&path).await? else { return Ok(None) };
     let invalid = |reason: String| Error::Config { path: path.clone(), reason, registry: registry.to_owned() };
-    // A message of the parser can repeat a value, so only the place is told.
-    let config: Config = serde_json::from_slice(&text)
-        .map_err(|error| invalid(format!("line {}, column {}", error.line(), error.column())))?;
-    let helper = lookup(&config.cred_helpers, registry).or(config.creds_store.as_ref());
-    if let Some(name) = helper.filter(|name| !name.is_empty()) {
+    let configured = Configured::parse(&text, registry).map_err(invalid)?;
+    if let Some(name) = &configured.helper {
         let server = if registry == reference::HUB { HUB_KEY } else { registry };
         if let Some(credentials) = helper::get(name, server, directory, helpers).await? {
             return Ok(Some(credentials));
         }
     }
-    match lookup(&config.auths, registry) {
-        Some(auth) => auth.credentials().map_err(|reason| invalid(format!("its entry for {registry} {reason}"))),
-        None => Ok(None),
+    configured.stored().map_err(|reason| invalid(format!("its entry for {registry} {reason}")))
+}
+
+/// What a `config.json` has for one registry.
+pub struct Configured {
+    /// The credential helper that is asked first, without `docker-credential-`.
+    pub helper: Option<String>,
+    auth: Option<Auth>,
+}
+
+impl Configured {
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// Where it is not JSON of this form. A message of the parser can repeat a value, so only the place is told.
+    pub fn parse(text: &[u8], registry: &str) -> Result<Self, String> {
+        let mut config: Config = serde_json::from_slice(text)
+            .map_err(|error| format!("line {}, column {}", error.line(), error.column()))?;
+        let helper = take(&mut config.cred_helpers, registry).or(config.creds_store);
+        let auth = take(&mut config.auths, registry);
+        Ok(Self { helper: helper.filter(|name| !name.is_empty()), auth })
+    }
+
+    /// What is in the file itself, where no helper has anything.
+    ///
+    /// # Errors
+    /// What is wrong with the entry, after its name.
+    pub fn stored(&self) -> Result<Option<Credentials>, &'static str> {
+        self.auth.as_ref().map_or(Ok(None), Auth::credentials)
     }
 }
 
@@ -172,9 +195,13 @@ async fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// The entry for a registry. Keys are hosts, or addresses as older versions of Docker wrote them.
-fn lookup<'a, V>(map: &'a BTreeMap<String, V>, registry: &str) -> Option<&'a V> {
+fn take<V>(map: &mut BTreeMap<String, V>, registry: &str) -> Option<V> {
     let exact = if registry == reference::HUB { HUB_KEY } else { registry };
-    map.get(exact).or_else(|| map.iter().find(|(key, _)| host(key) == registry).map(|(_, value)| value))
+    let key = match map.get_key_value(exact) {
+        Some((key, _)) => key.clone(),
+        None => map.keys().find(|key| host(key) == registry)?.clone(),
+    };
+    map.remove(&key)
 }
 
 fn host(key: &str) -> &str {

@@ -564,36 +564,59 @@ async fn futures_now<F: Future>(future: F) -> Option<F::Output> {
     }
 }
 
-async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
-    let mut entries = vec![];
-    let mut events = vec![];
-    let mut outcome = None;
-    let mut next = shared.log.last_sequence() + 1;
-    for FromWorker { sequence, body } in batch {
-        // Said again after a connection broke.
-        if sequence < next {
-            continue;
+/// What messages of a worker come to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Heard {
+    /// For the log: sequence numbers without gaps, and bytes.
+    pub entries: Vec<(u64, Vec<u8>)>,
+    /// For the loop, in order. That something was logged is told once.
+    pub events: Vec<Event>,
+    /// How the worker ended, if it says so.
+    pub outcome: Option<WorkerOutcome>,
+}
+
+impl Heard {
+    /// Takes each message once: those up to `acknowledged` were taken before.
+    ///
+    /// # Errors
+    /// One is missing, or too large.
+    pub fn new(acknowledged: u64, batch: Vec<FromWorker>) -> Result<Self, Status> {
+        let mut heard = Self::default();
+        let mut next = acknowledged + 1;
+        for FromWorker { sequence, body } in batch {
+            // Said again after a connection broke.
+            if sequence < next {
+                continue;
+            }
+            if sequence > next {
+                return Err(Status::data_loss(format!("message {next} is missing before message {sequence}")));
+            }
+            next += 1;
+            let (bytes, event) = match body {
+                Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
+                Some(from_worker::Body::Phase(phase)) => (vec![], Event::Phase(phase_of(phase))),
+                Some(from_worker::Body::Outcome(outcome)) => {
+                    let outcome = outcome_of(outcome);
+                    heard.outcome = Some(outcome.clone());
+                    (vec![], Event::WorkerSaid(outcome))
+                }
+                Some(from_worker::Body::Log(_)) => {
+                    return Err(Status::invalid_argument("a part of the log is too large"));
+                }
+                // A newer worker may say what is not known here.
+                Some(from_worker::Body::Hello(_)) | None => (vec![], Event::Logged),
+            };
+            heard.entries.push((sequence, bytes));
+            if event != Event::Logged || !heard.events.contains(&Event::Logged) {
+                heard.events.push(event);
+            }
         }
-        if sequence > next {
-            return Err(Status::data_loss(format!("message {next} is missing before message {sequence}")));
-        }
-        next += 1;
-        if let Some(from_worker::Body::Outcome(said)) = &body {
-            outcome = Some(outcome_of(said.clone()));
-        }
-        let (bytes, event) = match body {
-            Some(from_worker::Body::Log(bytes)) if bytes.len() <= MAXIMUM_PART => (bytes, Event::Logged),
-            Some(from_worker::Body::Phase(phase)) => (vec![], Event::Phase(phase_of(phase))),
-            Some(from_worker::Body::Outcome(outcome)) => (vec![], Event::WorkerSaid(outcome_of(outcome))),
-            Some(from_worker::Body::Log(_)) => return Err(Status::invalid_argument("a part of the log is too large")),
-            // A newer worker may say what is not known here.
-            Some(from_worker::Body::Hello(_)) | None => (vec![], Event::Logged),
-        };
-        entries.push((sequence, bytes));
-        if event != Event::Logged || !events.contains(&Event::Logged) {
-            events.push(event);
-        }
+        Ok(heard)
     }
+}
+
+async fn take(shared: &Shared, batch: Vec<FromWorker>) -> Result<(), Status> {
+    let Heard { entries, events, outcome } = Heard::new(shared.log.last_sequence(), batch)?;
     let mut disk = Disk { shared, failing_since: None, told: false };
     // Before it is acknowledged: the worker does not repeat it then.
     while let Some(outcome) = &outcome
@@ -670,8 +693,10 @@ fn outcome_of(outcome: protocol::Outcome) -> WorkerOutcome {
     WorkerOutcome { result, message: one_line(&outcome.message), changes }
 }
 
+/// Characters of a line that a worker says to people.
+pub const MAXIMUM_LINE: usize = 2000;
+
 /// What came from a container is shown to people, in one line of bounded length.
 fn one_line(text: &str) -> String {
-    const LIMIT: usize = 2000;
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(LIMIT).collect()
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).take(MAXIMUM_LINE).collect()
 }

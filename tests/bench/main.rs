@@ -1,9 +1,13 @@
 //! Benchmarks of the release programs, side by side with the tools that a user would use instead.
 //!
-//! `cargo xtask bench pack` and `cargo xtask bench verify` build the program that ships and run this with its path. Every
+//! `cargo xtask bench pack` and `cargo xtask bench verify` build the program that ships and run this with its path. Every such
 //! row is measured in the same run: ours and theirs in turn, and the ratio pair by pair, so that a machine whose speed
 //! drifts does not decide the result. Inputs are generated: pieces of this project's text, pieces of the program's own machine
 //! code, and random bytes in place of compressed image layers; the same ones for the same program.
+//!
+//! `cargo xtask bench sessions` has nothing beside it: it measures a promise of the launcher.
+
+mod sessions;
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -38,8 +42,13 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, program] = arguments.as_slice() else {
-        bail!("expected: pack|verify|publish|push PATH-OF-spacelift-bundle; `cargo xtask bench` calls this");
+    let (what, program) = match arguments.as_slice() {
+        [what] if what == "sessions" => return sessions::run(),
+        [what, rest @ ..] if what == "hold-sessions" => return sessions::hold(rest),
+        [what, program] => (what, program),
+        _ => bail!(
+            "expected: sessions, or pack|verify|publish|push PATH-OF-spacelift-bundle; `cargo xtask bench` calls this"
+        ),
     };
     let program = fs::canonicalize(program).with_context(|| format!("{program} is not there"))?;
     for tool in ["tar", "gzip", "pigz", "sha256sum"] {
@@ -55,7 +64,7 @@ fn run() -> anyhow::Result<()> {
         "verify" => verify(&program, directory.path()),
         "publish" => publish(&program, directory.path()),
         "push" => push(&program, directory.path()),
-        other => bail!("there is no benchmark {other:?}; there are pack, verify, publish and push"),
+        other => bail!("there is no benchmark {other:?}; there are pack, verify, publish, push and sessions"),
     }
 }
 
@@ -416,16 +425,18 @@ fn timed(commands: Commands<'_>) -> anyhow::Result<Duration> {
 /// The largest resident size in KiB, as the kernel keeps it; read until the process is gone.
 fn peak_memory(command: &mut Command) -> anyhow::Result<u64> {
     let mut child = command.stdout(Stdio::null()).spawn()?;
-    let path = PathBuf::from(format!("/proc/{}/status", child.id()));
     let mut peak = 0;
     while child.try_wait()?.is_none() {
-        let status = fs::read_to_string(&path).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let value = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok());
-        peak = peak.max(value.unwrap_or(0));
+        peak = peak.max(memory(child.id(), "VmHWM:").unwrap_or(0));
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(peak)
+}
+
+/// What the kernel says of a process's memory under this name, in KiB.
+fn memory(process: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
 enum Goal {

@@ -12,18 +12,20 @@ use bundle_core::{gzip, image, inspect, sums};
 use launcher_wire::mqtt::{Envelope, FromWorker, ToWorker};
 use launcher_wire::signature::{self, Headers};
 use launcher_wire::token::Token;
+use prost::Message as _;
 use spacelift_launcher::policy::Policy;
-use spacelift_launcher::registry_credentials::Reference;
+use spacelift_launcher::registry_credentials::{Configured, Reference};
+use spacelift_launcher::worker_server::{Heard, MAXIMUM_LINE};
 use spacelift_worker::environment::Environment;
 use spacelift_worker::masking::{Masker, Secrets};
-use spacelift_worker::protocol::Variable;
+use spacelift_worker::protocol::{self, MAXIMUM_PART, Variable};
 use spacelift_worker::{archive, runtime_config};
 
 /// A name and what is done.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 18] = [
     ("manifest", read_manifest),
     ("sums", read_sums),
     ("gzip", inflate),
@@ -33,11 +35,14 @@ pub const TARGETS: [Target; 15] = [
     ("token", read_token),
     ("message", read_message),
     ("request", read_request),
+    ("worker", hear_worker),
     ("reference", read_reference),
+    ("docker_config", read_docker_config),
     ("policy", compile_policy),
     ("runtime_config", read_configuration),
     ("environment", expand),
     ("masking", mask),
+    ("directive", mask_added),
     ("source", unpack),
 ];
 
@@ -103,8 +108,48 @@ fn read_request(bytes: &[u8]) {
     let _ = signature::claimed(&headers);
 }
 
+/// Messages of a worker, each after its length: in a stream of gRPC the length has another form, which is not ours to read. The
+/// first byte says how many were heard before.
+fn hear_worker(bytes: &[u8]) {
+    let Some((&acknowledged, mut rest)) = bytes.split_first() else { return };
+    let (acknowledged, mut batch) = (u64::from(acknowledged), vec![]);
+    while !rest.is_empty()
+        && let Ok(message) = protocol::FromWorker::decode_length_delimited(&mut rest)
+    {
+        batch.push(message);
+    }
+    let Ok(heard) = Heard::new(acknowledged, batch.clone()) else { return };
+    for ((sequence, bytes), expected) in heard.entries.iter().zip(acknowledged + 1..) {
+        assert_eq!(*sequence, expected, "something is missing or doubled");
+        assert!(bytes.len() <= MAXIMUM_PART, "more than a part");
+    }
+    if let Some(outcome) = &heard.outcome {
+        assert!(!outcome.message.contains(char::is_control), "not a line: {outcome:?}");
+        assert!(outcome.message.chars().count() <= MAXIMUM_LINE, "a long line");
+    }
+    let last = heard.entries.last().map_or(acknowledged, |(sequence, _)| *sequence);
+    assert_eq!(Heard::new(last, batch).ok(), Some(Heard::default()), "what is repeated is heard again");
+}
+
 fn read_reference(bytes: &[u8]) {
     let _ = Reference::parse(&String::from_utf8_lossy(bytes));
+}
+
+/// The first line is a registry, the rest is a `config.json`. No message shows any of it.
+fn read_docker_config(bytes: &[u8]) {
+    let (registry, config) = bytes.split_at(bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len()));
+    match Configured::parse(config, &String::from_utf8_lossy(registry)) {
+        Ok(configured) => {
+            assert_ne!(configured.helper.as_deref(), Some(""), "a helper without a name");
+            if let Ok(Some(credentials)) = configured.stored() {
+                assert!(format!("{credentials:?}").ends_with("(secret)"), "credentials are shown");
+            }
+        }
+        Err(reason) => {
+            let place = reason.replace(|character: char| character.is_ascii_digit(), "");
+            assert_eq!(place, "line , column ", "more than the place");
+        }
+    }
 }
 
 fn compile_policy(bytes: &[u8]) {
@@ -153,6 +198,41 @@ fn mask(bytes: &[u8]) {
         && !b"***".windows(1).any(|star| trimmed.windows(1).any(|byte| byte == star))
     {
         assert!(!out.windows(trimmed.len()).any(|window| window == trimmed), "a secret is shown");
+    }
+}
+
+/// What a line of the log adds is not seen from this line on, however the stream is cut: the first byte says where. The first
+/// line is what is added, the second comes before it.
+fn mask_added(bytes: &[u8]) {
+    let Some((&at, rest)) = bytes.split_first() else { return };
+    let mut lines = rest.splitn(3, |byte| *byte == b'\n').map(<[u8]>::to_vec);
+    let mut line = || lines.next().unwrap_or_default();
+    let (added, before, after) = (line(), [line(), b"\n".to_vec()].concat(), line());
+    for separator in [" ", "::"] {
+        let from_there = [b"::add-mask", separator.as_bytes(), &added, b"\n", &after].concat();
+        let masked = |parts: &[&[u8]]| {
+            let (mut masker, mut out) = (Masker::new(Secrets::default()), Vec::new());
+            masker.write(&before, &mut out).ok()?;
+            // A secret does not reach over the end of a line that a directive could have added.
+            let shown = out.len();
+            for part in parts {
+                masker.write(part, &mut out).ok()?;
+            }
+            masker.flush(&mut out).ok()?;
+            Some(out.split_off(shown))
+        };
+        let whole = masked(&[&from_there]);
+        let (one, other) = from_there.split_at(usize::from(at).min(from_there.len()));
+        assert_eq!(masked(&[one, other]), whole, "it makes a difference where it is cut");
+        let words: Vec<&[u8]> = match separator {
+            " " => added.split(u8::is_ascii_whitespace).collect(),
+            _ => vec![added.trim_ascii()],
+        };
+        // Shorter ones, and stars, can be in the mask itself.
+        for word in words.into_iter().filter(|word| word.len() > 3 && !word.contains(&b'*')) {
+            let is_shown = |out: &Vec<u8>| out.windows(word.len()).any(|window| window == word);
+            assert!(!whole.as_ref().is_some_and(is_shown), "a secret is shown");
+        }
     }
 }
 

@@ -24,5 +24,6 @@ pub mod registry;
 pub mod release;
 pub mod run;
 pub mod s3_store;
+pub mod sessions;
 pub mod tree;
 pub mod worker_host;

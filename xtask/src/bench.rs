@@ -16,10 +16,12 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 Measures the program that ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench pack|verify|publish|push [flags]
+Usage: cargo xtask bench pack|verify|publish|push|sessions [flags]
 
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
+
+`sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
 
 Inputs are generated in /var/tmp. Measure on an idle machine.
 ";
@@ -27,7 +29,10 @@ Inputs are generated in /var/tmp. Measure on an idle machine.
 /// The package and program that measures.
 const PACKAGE: &str = "integration-tests";
 const PROGRAM: &str = "bench-release";
-/// What it compares with.
+/// The benchmark without the program that ships: it needs nothing but a broker and certificates.
+const SESSIONS: &str = "sessions";
+const SESSIONS_PROGRAMS: [(&str, &str); 2] = [("mosquitto", "mosquitto"), ("openssl", "openssl")];
+/// What the others compare with.
 const PROGRAMS: [(&str, &str); 7] = [
     ("tar", "tar"),
     ("gzip", "gzip"),
@@ -52,22 +57,24 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
     }
     let what = match what.as_deref() {
-        Some(what @ ("pack" | "verify" | "publish" | "push")) => what,
+        Some(what @ ("pack" | "verify" | "publish" | "push" | SESSIONS)) => what,
         Some(other) => {
             return Err(Failure::usage(format!(
-                "there is no benchmark \"{other}\"; there are pack, verify, publish and push"
+                "there is no benchmark \"{other}\"; there are pack, verify, publish, push and sessions"
             )));
         }
-        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify|publish|push")),
+        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify|publish|push|sessions")),
     };
     let workspace = Workspace::find()?;
     let installing = Installing::decide(no_install);
-    let tool = dist::build_tool(&workspace, installing)?;
+    let (tool, step, programs) = if what == SESSIONS {
+        (None, "find the broker", &SESSIONS_PROGRAMS[..])
+    } else {
+        (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", &PROGRAMS[..])
+    };
 
     let mut progress = Progress::new(2);
-    progress.step("find the programs to compare with", |progress| {
-        debian::install(&debian::missing(&PROGRAMS), installing, progress)
-    })?;
+    progress.step(step, |progress| debian::install(&debian::missing(programs), installing, progress))?;
     let cargo = |subcommand: &str| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
@@ -78,5 +85,5 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         cargo
     };
     progress.step("build what measures", |progress| progress.run(&mut cargo("build")))?;
-    progress.run_visibly(cargo("run").args(["--", what]).arg(tool))
+    progress.run_visibly(cargo("run").args(["--", what]).args(tool))
 }
