@@ -36,5 +36,6 @@ mod publish;
 mod launcher_session;
 
 // Launcher, worker and control plane, with everything real between them.
+mod demo;
 mod launcher_upload;
 mod runs;

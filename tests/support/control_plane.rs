@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::daemon::{Daemon, Service};
 use crate::docker::{self, Engine};
+use crate::interactive;
 use crate::mosquitto::Mosquitto;
 use crate::run::{self, succeed};
 use crate::s3_store::{self, S3Store};
@@ -214,7 +215,7 @@ impl Launcher {
     /// # Panics
     /// It cannot be started.
     pub fn start(program: &Path, engine: &Engine, pool: &Pool, more: &[(&str, &str)]) -> Self {
-        let data = tempfile::Builder::new().prefix("host").tempdir_in("/tmp").unwrap();
+        let data = tempfile::Builder::new().prefix("host").tempdir_in(interactive::short_directory()).unwrap();
         fs::set_permissions(data.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let directory = data.path().join("spacelift");
         let mut variables = HashMap::from([

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::interactive;
+
 /// How long a server may take until it answers. They take a second; a machine under load takes ten.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to end after SIGTERM before it is killed.
@@ -30,6 +32,7 @@ impl Daemon {
     pub fn start(command: &mut Command, log: &Path, mut is_ready: impl FnMut() -> bool) -> Self {
         let output = File::create(log).unwrap();
         let errors = output.try_clone().unwrap();
+        interactive::keep_apart(command);
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
         let child = child.unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
         // From here on it is stopped even when what follows panics.
@@ -39,6 +42,7 @@ impl Daemon {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("{command:?} ended ({status}):\n{}", daemon.log());
             }
+            assert!(!interactive::is_interrupted(), "{command:?} was interrupted");
             assert!(started.elapsed() < START_LIMIT, "{command:?} is not ready:\n{}", daemon.log());
             thread::sleep(POLL);
         }
@@ -56,6 +60,11 @@ impl Daemon {
     /// The operating system does not tell.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// The file that it prints to.
+    pub fn log_file(&self) -> &Path {
+        &self.log
     }
 
     /// What it printed so far.
@@ -170,8 +179,13 @@ impl Service {
     pub fn restart(&mut self) {
         self.daemon = None;
         self.starts += 1;
-        let log = self.logs.with_extension(self.starts.to_string());
+        let log = self.log_file();
         self.daemon = Some(Daemon::start(&mut self.command, &log, &mut self.is_ready));
+    }
+
+    /// The file that the last process prints to.
+    pub fn log_file(&self) -> PathBuf {
+        self.logs.with_extension(self.starts.to_string())
     }
 
     /// The present process.

@@ -8,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::daemon::{Daemon, Service};
+use crate::interactive;
 use crate::run::{self, finish, succeed};
 
 /// Mounts of containers, and what the two daemons keep in fixed places, stay in a mount namespace that ends with them:
@@ -44,7 +45,7 @@ impl Engine {
     pub fn start_with(config_json: &str, environment: &[(&str, &str)]) -> Self {
         run::assert_root("a container engine");
         // Sockets are in it, and a socket's path has at most 108 bytes.
-        let data = tempfile::Builder::new().prefix("dock").tempdir_in("/tmp").unwrap();
+        let data = tempfile::Builder::new().prefix("dock").tempdir_in(interactive::short_directory()).unwrap();
         let at = |name: &str| data.path().join(name);
         let config = format!(
             "version = 2\nroot = \"{0}/containerd\"\nstate = \"{0}/containerd-state\"\n\
@@ -96,6 +97,11 @@ impl Engine {
     /// It does not start.
     pub fn restart(&mut self) {
         self.dockerd.restart();
+    }
+
+    /// The files that `dockerd` and `containerd` print to.
+    pub fn log_files(&self) -> [PathBuf; 2] {
+        [self.dockerd.log_file(), self.data.path().join("containerd.log")]
     }
 
     /// The directory that everything of it is in.
@@ -151,6 +157,8 @@ fn host(data: &Path) -> String {
 /// Whichever client is there, with a configuration of its own: the user's could name other engines and credentials.
 fn client(data: &Path) -> Command {
     let mut docker = run::tool("docker");
+    // It also cleans up, and must not be interrupted in it.
+    interactive::keep_apart(&mut docker);
     docker.env("DOCKER_HOST", host(data)).env("DOCKER_CONFIG", data.join("client"));
     for name in ["DOCKER_API_VERSION", "DOCKER_CONTEXT", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY"] {
         docker.env_remove(name);

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod gpg;
 pub mod instance_metadata;
+pub mod interactive;
 pub mod mosquitto;
 pub mod pki;
 pub mod program;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::interactive;
+
 /// Far longer than any program of these tests takes: what does not end by then hangs.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -95,6 +97,7 @@ pub fn finish(command: &mut Command) -> Finished {
 pub fn finish_within(limit: Duration, command: &mut Command) -> Finished {
     let description = format!("{command:?}");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    interactive::keep_apart(command);
     let child = command.spawn().unwrap_or_else(|error| panic!("{description} cannot be started: {error}"));
     let pid = Pid::from_child(&child);
     let (sender, receiver) = mpsc::channel();

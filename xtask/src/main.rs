@@ -12,6 +12,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 mod bench;
 mod ci;
+mod demo;
 mod dist;
 mod fuzz;
 mod keygen;
@@ -46,6 +47,7 @@ Usage: cargo xtask COMMAND [flags]
   reproduce   Build a release again from its commit and compare
   test        Run all tests against a freshly built release
   bench       Measure packing and verifying, side by side with the usual tools
+  demo        Show one run from beginning to end on this machine
   soak        Do runs while everything around them fails
   fuzz        Search for input that harms a parser
   ci          Everything that must hold before a change is merged
@@ -75,6 +77,7 @@ fn run() -> Result<()> {
         "reproduce" => reproduce::run(arguments),
         "test" => test::run(arguments),
         "bench" => bench::run(arguments),
+        "demo" => demo::run(arguments),
         "soak" => soak::run(arguments),
         "fuzz" => fuzz::run(arguments),
         "ci" => ci::run(arguments),
