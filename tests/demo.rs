@@ -10,13 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use integration_tests::program;
-use integration_tests::run::{self, finish, succeed};
+use integration_tests::run::{self, succeed};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// What its job says, and nobody may read.
 const SECRET: &str = "correct-horse-battery-staple";
 /// How long anything of it may take on a machine that is busy with other tests.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// The exit code after a signal.
 const INTERRUPTED: i32 = 130;
 
@@ -113,7 +113,10 @@ impl Drop for Watched {
 
 #[test]
 fn a_run_is_shown_from_beginning_to_end() {
-    let shown = finish(demo().arg("--exit")).expect(0).stdout;
+    let mut watched = Watched::start(demo().arg("--exit").stdin(Stdio::null()));
+    watched.until("Ending everything");
+    let (code, shown) = watched.end();
+    assert_eq!(code, Some(0), "{shown}");
     let mut rest = shown.as_str();
     for part in [
         "start a container engine",
@@ -188,6 +191,8 @@ fn somebody_at_a_terminal_confirms_goes_on_and_ends_it() {
     watched.until("Confirm? [yes]");
     // Nobody else confirms it.
     thread::sleep(Duration::from_secs(1));
+    watched.shown.extend(watched.more.try_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+    assert!(!watched.shown.contains("takes no more runs for a moment"), "{}", watched.shown);
     keyboard.write_all(b"yes\n").unwrap();
     watched.until("All of it runs until ^C.");
     let shown = watched.shown.replace('\r', "");

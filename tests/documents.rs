@@ -231,6 +231,15 @@ fn the_manual_has_a_page_for_every_command() {
         let title = page.lines().find(|line| line.starts_with(".TH ")).unwrap_or_else(|| panic!("{name} has no title"));
         assert!(title.contains(name.trim_end_matches(".1")), "{name}: {title}");
         assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{name}");
+        let Some(command) = name.strip_prefix("spacelift-bundle-") else { continue };
+        let help = succeed(Command::new(program::bundle()).arg(command.trim_end_matches(".1")).arg("--help"));
+        let page = page.replace("\\-", "-");
+        for flag in
+            help.lines().filter_map(|line| line.trim_start().split_once("--").filter(|(short, _)| short.len() < 5))
+        {
+            let flag = flag.1.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().unwrap();
+            assert!(page.contains(&format!("--{flag}")), "--{flag} is not in {name}");
+        }
     }
     assert_eq!(
         names("completions"),

@@ -173,8 +173,8 @@ fn many_sessions_come_back_after_their_broker_and_not_at_once() {
         let killed = Instant::now();
         world.broker.kill();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let restarted = Instant::now();
         world.broker.restart();
+        let restarted = Instant::now();
         while !fates.iter().all(|fate| fate.is_told) {
             let left = BACK.saturating_sub(restarted.elapsed());
             let Ok(Some((index, at, event))) = timeout(left, reports.recv()).await else {

@@ -158,6 +158,7 @@ fn the_documented_files_are_there_and_no_others() {
             "cloudformation"
                 | "completions"
                 | "config.json"
+                | "docs"
                 | "install.sh"
                 | "keys"
                 | "man"

@@ -149,22 +149,26 @@ impl Connection {
         let endpoint = options.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
         let proxy = options.proxies.config(endpoint.as_deref())?;
         let tls = tls_context()?;
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http_client(tls.clone(), proxy.clone()))
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
-            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
-        if let Some(region) = &options.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(profile) = &options.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(endpoint) = &options.endpoint_url {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let mut config = loader.load().await;
+        let loader = |region: Option<&str>| {
+            let mut loader = aws_config::defaults(BehaviorVersion::latest())
+                .http_client(http_client(tls.clone(), proxy.clone()))
+                .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+                .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build());
+            if let Some(region) = region {
+                loader = loader.region(Region::new(region.to_owned()));
+            }
+            if let Some(profile) = &options.profile {
+                loader = loader.profile_name(profile);
+            }
+            if let Some(endpoint) = &options.endpoint_url {
+                loader = loader.endpoint_url(endpoint);
+            }
+            loader
+        };
+        let mut config = loader(options.region.as_deref()).load().await;
         if let Some(region) = otherwise.filter(|_| config.region().is_none() && config.endpoint_url().is_none()) {
-            config = config.into_builder().region(Region::new(region.to_owned())).build();
+            // Anew: what finds credentials by asking STS has to know the region as well.
+            config = loader(Some(region)).load().await;
         }
         if let Some(endpoint) = config.endpoint_url() {
             check_endpoint(endpoint, options.allow_http)?;

@@ -135,6 +135,7 @@ pub async fn start(config: Config) -> Result<(), Error> {
         tokio::spawn(metrics::server::serve(address, metrics::shared()));
     }
     let recovered = agent.recover().await?;
+    agent.supervisor.tell(&metrics::shared().read(), Occasion::Beat);
     match ready {
         // Whether the directory is fit for it shows now, not at the first run. What runs has its worker already.
         Err(error) if agent.present.is_none() => return Err(error.into()),
@@ -639,7 +640,7 @@ impl Agent {
 
     /// Removes containers of this worker that its journal knows nothing of. Nobody else makes containers in its name, so nobody
     /// is just about to.
-    async fn remove_orphans(&self) {
+    async fn remove_orphans(&mut self) {
         let own = self.present.as_ref().map(Present::container);
         let found = match self.host.engine.names(&format!("{LABEL_WORKER}={}", self.slot.worker())).await {
             Ok(found) => found,
@@ -653,6 +654,8 @@ impl Agent {
             if let Err(error) = self.host.engine.remove(&orphan).await {
                 tracing::warn!(container = orphan, %error, "cannot remove the container");
             }
+            // A slow engine may need minutes for each, and the loop that says that all is well does not turn yet.
+            self.supervisor.tell(&metrics::shared().read(), Occasion::Beat);
         }
     }
 

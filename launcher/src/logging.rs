@@ -44,7 +44,8 @@ pub(crate) fn start(settings: &LogSettings) {
 
 /// Says with what the process ends, where lines are for machines. Gives whether it did.
 pub(crate) fn tell_end(error: &dyn fmt::Display) -> bool {
-    let is_json = FORMAT.get() == Some(&LogFormat::Json);
+    // A filter that hides it would leave nobody to say it.
+    let is_json = FORMAT.get() == Some(&LogFormat::Json) && tracing::enabled!(Level::ERROR);
     if is_json {
         tracing::error!("{error}");
     }

@@ -37,7 +37,8 @@ use crate::network::{Backoff, Network};
 /// How often a connection without traffic is tried. AWS IoT Core allows 30 s to 20 minutes; a worker that is gone is noticed
 /// after one and a half of it.
 const KEEP_ALIVE: u16 = 30;
-/// How long it may take until the broker has accepted the connection, with proxy and TLS.
+/// How long it may take until the broker has accepted the connection, with proxy and TLS. An attempt that gets no answer at all
+/// delays the return by so much.
 const CONNECT_TIMEOUT: u64 = 30;
 /// How long the broker may take to acknowledge anything. It is gone if it takes longer.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ const PROBATION: Duration = Duration::from_secs(30);
 /// The limit of the first wait before connecting again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The limit of all of them. However long a broker was away, all workers are back within half a minute after it is, with some
-/// seconds left for the connections; a pool of a thousand tries forty times a second meanwhile.
+/// seconds left for the connections; a pool of a thousand tries eighty times a second meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(25);
 /// Events that the receiver has not taken yet. The control plane sends a handful for each run.
 const QUEUE: usize = 64;

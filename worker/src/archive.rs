@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use flate2::Compression;
@@ -34,6 +34,8 @@ const LIMITS: Limits =
 const GIBIBYTE: u64 = 1024 * 1024 * 1024;
 /// What is kept of a directory besides its extended headers.
 const DIRECTORY: u64 = 1024;
+/// More than the headers of a directory have besides its name, with what fills up the entry before.
+const MOST_HEADERS: u64 = 4 * 512;
 /// Only these bits of a mode are given to anything: what is executed as somebody else comes with an image, if at all.
 const PERMISSIONS: u32 = 0o777;
 
@@ -62,6 +64,17 @@ pub enum Error {
         /// With which entry it became so.
         path: String,
         /// Bytes.
+        limit: u64,
+    },
+    /// The names of all directories are remembered until everything is unpacked.
+    #[error("its directories take more than {0} bytes to describe, which is the limit; leave out what no stage needs")]
+    Directories(u64),
+    /// What says where data is in a file with holes is read into memory.
+    #[error("`{path}` has more than {limit} holes, which is the limit; fill them in a hook: `cp --sparse=never`")]
+    Holes {
+        /// The file.
+        path: String,
+        /// How many.
         limit: u64,
     },
     /// Names and attributes that nobody gives to a file, or a second archive behind the first.
@@ -204,7 +217,7 @@ fn pack_within(directory: &Path, except: &[&OsStr], out: impl Write, limits: Lim
     builder.follow_symlinks(false);
     let mut skipped = Vec::new();
     let mut waiting = vec![PathBuf::new()];
-    let (mut count, mut size) = (0, 0_u64);
+    let (mut count, mut size, mut size_of_directories) = (0, 0_u64, 0);
     while let Some(inner) = waiting.pop() {
         let failed = |path: &Path| {
             let context = format!("`{}`: ", shown(path));
@@ -238,11 +251,15 @@ fn pack_within(directory: &Path, except: &[&OsStr], out: impl Write, limits: Lim
                 if size > limits.size {
                     return Err(Error::TooLarge { path: shown(path), limit: limits.size });
                 }
-                append_file(&mut builder, &from, &path)?;
+                append_file(&mut builder, &from, &path, limits)?;
             } else {
                 builder.append_path_with_name(&from, &path).map_err(failed(&from))?;
             }
             if kind.is_dir() {
+                size_of_directories += DIRECTORY + MOST_HEADERS + 2 * path.as_os_str().len() as u64;
+                if size_of_directories > limits.directories {
+                    return Err(Error::Directories(limits.directories));
+                }
                 waiting.push(path);
             }
         }
@@ -253,17 +270,24 @@ fn pack_within(directory: &Path, except: &[&OsStr], out: impl Write, limits: Lim
 }
 
 /// Appends a file as long as its header says, also when somebody goes on writing to it.
-fn append_file(builder: &mut Builder<impl Write>, from: &Path, path: &Path) -> Result<(), Error> {
-    /// What `st_blocks` counts.
+fn append_file(builder: &mut Builder<impl Write>, from: &Path, path: &Path, limits: Limits) -> Result<(), Error> {
+    /// What tells where data is comes in blocks, with so many pieces in each.
+    const PIECES: u64 = 21;
     const BLOCK: u64 = 512;
     let context = format!("`{}`: ", shown(from));
     let failed = |source| Error::Io { context: context.clone(), source };
     let opened = untrusted::open(from, Links::Refused).map_err(|error| failed(io::Error::other(error)))?;
     let mut file = opened.ok_or_else(|| Error::Changed(shown(path)))?;
     let found = file.metadata().map_err(failed)?;
-    if found.blocks().saturating_mul(BLOCK) < found.len() {
+    let limit = (limits.header.saturating_sub(MOST_HEADERS) / BLOCK) * PIECES;
+    if let Some(pieces) = pieces(&file, found.len(), limit).map_err(failed)? {
+        if pieces > limit {
+            return Err(Error::Holes { path: shown(path), limit });
+        }
         // Only what is not a hole is read.
-        return builder.append_file(path, &mut file).map_err(failed);
+        builder.append_file(path, &mut file).map_err(failed)?;
+        let is_same = file.metadata().map_err(failed)?.len() == found.len();
+        return if is_same { Ok(()) } else { Err(Error::Changed(shown(path))) };
     }
     let mut header = Header::new_gnu();
     header.set_metadata(&found);
@@ -271,6 +295,30 @@ fn append_file(builder: &mut Builder<impl Write>, from: &Path, path: &Path) -> R
     builder.append_data(&mut header, path, &mut content).map_err(failed)?;
     // A shorter one would be continued with the next entry's header.
     if content.limit() > 0 { Err(Error::Changed(shown(path))) } else { Ok(()) }
+}
+
+/// How many pieces of data there are between the holes of a file: nothing if it has no hole. Counts to little more than `most`.
+fn pieces(file: &fs::File, length: u64, most: u64) -> io::Result<Option<u64>> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+
+    // A file system that knows nothing of holes has one at the end alone.
+    let is_dense = match seek(file, SeekFrom::Hole(0)) {
+        Ok(first) => first >= length,
+        Err(Errno::NXIO | Errno::INVAL) => true,
+        Err(error) => return Err(error.into()),
+    };
+    let (mut pieces, mut at) = (0, 0);
+    while !is_dense && pieces <= most {
+        match seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < length => at = seek(file, SeekFrom::Hole(start))?,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        }
+        pieces += 1;
+    }
+    seek(file, SeekFrom::Start(0))?;
+    Ok((!is_dense).then_some(pieces))
 }
 
 #[cfg(test)]
@@ -422,6 +470,42 @@ mod tests {
     }
 
     #[test]
+    fn directories_and_holes_are_packed_as_far_as_they_can_be_unpacked() {
+        let limits = Limits { entries: 1000, size: GIBIBYTE, header: 16 * 512, directories: 64 * 1024 };
+        let try_both = |place: &Path| {
+            let mut bytes = Vec::new();
+            pack_within(place, &[], &mut bytes, limits)?;
+            let into = tempfile::tempdir().unwrap();
+            unpack_within(bytes.as_slice(), into.path(), limits)
+        };
+        let place = tempfile::tempdir().unwrap();
+        let mut made = 0;
+        let error = loop {
+            // Names that are too long for an ordinary header take the most.
+            fs::create_dir(place.path().join(format!("{made:0200}"))).unwrap();
+            made += 1;
+            match try_both(place.path()) {
+                Ok(()) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Directories(_)) && made > 10, "{error} with {made}");
+
+        let place = tempfile::tempdir().unwrap();
+        let file = File::create(place.path().join("holes")).unwrap();
+        let most = (limits.header - MOST_HEADERS) / 512 * 21;
+        for number in 0..most {
+            std::os::unix::fs::FileExt::write_all_at(&file, b"x", number * 8192).unwrap();
+        }
+        file.set_len(most * 8192 + 4096).unwrap();
+        assert_eq!(pieces(&file, most * 8192 + 4096, most).unwrap(), Some(most), "this file system keeps holes");
+        try_both(place.path()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", (most + 1) * 8192).unwrap();
+        let error = try_both(place.path()).unwrap_err();
+        assert!(matches!(&error, Error::Holes { path, .. } if path == "holes"), "{error}");
+    }
+
+    #[test]
     fn a_file_that_grows_is_as_long_as_its_header_says() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("file");
@@ -438,7 +522,7 @@ mod tests {
             }
         }
         let mut builder = Builder::new(Growing(path.clone(), Vec::new()));
-        append_file(&mut builder, &path, Path::new("file")).unwrap();
+        append_file(&mut builder, &path, Path::new("file"), SMALL).unwrap();
         let bytes = builder.into_inner().unwrap().1;
         let mut archive = Archive::new(&bytes[..]);
         let sizes: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().size()).collect();

@@ -303,6 +303,11 @@ impl<'de> Visitor<'de> for Expanded<'_> {
         self.take(0)
     }
 
+    /// A text without a document: nothing, or comments alone.
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        self.take(0)
+    }
+
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
         self.take(0)
     }
@@ -440,11 +445,26 @@ stacks:
     }
 
     #[test]
+    fn a_file_of_comments_alone_says_nothing() {
+        let source = tempfile::tempdir().unwrap();
+        fs::create_dir(source.path().join(".spacelift")).unwrap();
+        for text in ["", "# only a comment\n", "---\n"] {
+            fs::write(source.path().join(WORKFLOW), text).unwrap();
+            let workflow = workflow(source.path()).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert!(workflow.is_some_and(|workflow| workflow.plan.is_none()), "{text:?}");
+            let error = RuntimeConfig::parse(text, "mine", false).unwrap_err();
+            assert!(error.contains("version"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
     fn nobody_waits_for_brackets_in_brackets() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let read = || RuntimeConfig::parse(&"[".repeat(20_000), "mine", false).map_err(Error::Slow);
+        let content = |problem| Error::Content { path: CONFIG, problem };
+        let read = move || RuntimeConfig::parse(&"[".repeat(20_000), "mine", false).map_err(content);
         let result = runtime.block_on(within(Duration::from_millis(10), read));
-        assert!(result.unwrap_err().to_string().contains("make them simpler"));
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("make them simpler"), "{error}");
         runtime.shutdown_background();
     }
 

@@ -23,7 +23,7 @@ Usage: cargo xtask bench pack|verify|publish|push|sessions [flags]
 
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
 
-Inputs are generated in /var/tmp. Measure on an idle machine.
+Inputs are generated in /var/tmp. Measure on an idle machine. `push` starts a container engine, and so has to be root.
 ";
 
 /// The package and program that measures.
@@ -42,6 +42,9 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("skopeo", "skopeo"),
     ("docker-registry", "docker-registry"),
 ];
+/// What the images are pushed with besides.
+const ENGINE: [(&str, &str); 4] =
+    [("docker", "docker.io"), ("dockerd", "docker.io"), ("containerd", "docker.io"), ("unshare", "util-linux")];
 /// The S3 store that both uploads go to.
 const STORE: &str = "strict-s3";
 
@@ -68,13 +71,15 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     let workspace = Workspace::find()?;
     let installing = Installing::decide(no_install);
     let (tool, step, programs) = if what == SESSIONS {
-        (None, "find the broker", &SESSIONS_PROGRAMS[..])
+        (None, "find the broker", SESSIONS_PROGRAMS.to_vec())
     } else {
-        (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", &PROGRAMS[..])
+        let mut programs = PROGRAMS.to_vec();
+        programs.extend(ENGINE.iter().filter(|_| what == "push"));
+        (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", programs)
     };
 
     let mut progress = Progress::new(2);
-    progress.step(step, |progress| debian::install(&debian::missing(programs), installing, progress))?;
+    progress.step(step, |progress| debian::install(&debian::missing(&programs), installing, progress))?;
     let cargo = |subcommand: &str| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);

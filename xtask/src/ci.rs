@@ -128,7 +128,7 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
     }
     let ci = Ci { workspace: Workspace::find()?, installing: Installing::decide(no_install) };
-    let mut progress = Progress::new(6);
+    let mut progress = Progress::new(7);
     progress.step("cargo fmt", |progress| progress.run(ci.cargo().args(["fmt", "--all", "--check"])))?;
     progress.step("cargo clippy", |progress| {
         let flags = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
@@ -136,6 +136,11 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     })?;
     progress.step("shellcheck", |progress| ci.check_scripts(progress))?;
     progress.step("dependency rules", |progress| RULES.iter().try_for_each(|rule| ci.check_rule(rule, progress)))?;
+    progress.step("lock file of fuzz/", |progress| {
+        // A workspace of its own, which no other command here looks at.
+        let flags = ["metadata", "--locked", "--quiet", "--format-version=1", "--manifest-path=fuzz/Cargo.toml"];
+        progress.run(ci.cargo().args(flags))
+    })?;
     let deny = progress.step("find cargo-deny", |progress| ci.cargo_deny(progress))?;
     progress.step("cargo deny", |progress| ci.check_dependencies(&deny, progress))?;
     if checks_only {

@@ -39,9 +39,11 @@ pub(crate) fn run(arguments: &Arguments, command: Command) -> io::Result<()> {
     fs::create_dir_all(&completions)?;
     let whole = page(command.clone(), NAME)?;
     OutputFile::write(&pages.join(format!("{NAME}.1")), &whole)?;
+    let everywhere: Vec<_> = command.get_arguments().filter(|argument| argument.is_global_set()).cloned().collect();
     for part in command.get_subcommands() {
         let name = format!("{NAME}-{}", part.get_name());
-        OutputFile::write(&pages.join(format!("{name}.1")), &page(part.clone(), &name)?)?;
+        let part = part.clone().args(&everywhere);
+        OutputFile::write(&pages.join(format!("{name}.1")), &page(part, &name)?)?;
     }
     for (shell, file) in SHELLS {
         OutputFile::write(&completions.join(file), &script(shell, command.clone()))?;

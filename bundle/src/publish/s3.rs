@@ -361,6 +361,12 @@ impl S3 {
         let mut reading = JoinSet::new();
         for index in 0..object.parts() {
             let permit = Arc::clone(&self.parts).acquire_owned().await;
+            check_interrupt(&self.doing("read back", &object.key))?;
+            while let Some(done) = reading.try_join_next() {
+                if let Err(difference) = joined(self.doing("read back", &object.key), done)? {
+                    return Ok(Err(difference));
+                }
+            }
             let (store, object) = (self.clone(), object.clone());
             reading.spawn(async move {
                 let _permit = permit;
@@ -380,7 +386,7 @@ impl S3 {
         let range = object.range(index);
         let asked = (object.parts() > 1).then(|| range.clone());
         for attempt in 0.. {
-            match self.digest(&object.key, asked.clone()).await {
+            match self.digest(&object.key, asked.clone()).await? {
                 Ok((theirs, length)) if theirs == ours && length == range.end - range.start => {
                     return Ok(Ok(()));
                 }
@@ -388,9 +394,8 @@ impl S3 {
                     let (first, after) = (range.start, range.end);
                     return Ok(Err(format!("the {length} bytes there are not bytes {first} to {after} here")));
                 }
-                // The connection was cut in the middle of an answer, which the client cannot ask for again by itself.
-                Err(failure) if is_cut(&failure) && attempt + 1 < READ_ATTEMPTS => wait(attempt).await,
-                Err(failure) => return Err(failure),
+                Err(_) if attempt + 1 < READ_ATTEMPTS => wait(attempt).await,
+                Err(cut) => return Err(cut),
             }
         }
         unreachable!("the loop ends with a result")
@@ -406,8 +411,9 @@ impl S3 {
         Ok(base64::encode(all.finalize()))
     }
 
-    /// Reads an object, or bytes of it, and hashes them. Gives their number, too.
-    async fn digest(&self, key: &str, range: Option<Range<u64>>) -> Result<([u8; 32], u64), Failure> {
+    /// Reads an object, or bytes of it, and hashes them. Gives their number, too. The inner error is a connection that was cut in
+    /// the middle of an answer, which the client does not ask for again by itself.
+    async fn digest(&self, key: &str, range: Option<Range<u64>>) -> Result<Result<([u8; 32], u64), Failure>, Failure> {
         let doing = self.doing("read back", key);
         let mut body =
             self.get(key, range, &doing).await?.ok_or_else(|| Failure::new(&doing, Kind::Wrong, "it is not there"))?;
@@ -415,11 +421,14 @@ impl S3 {
         let mut length = 0;
         while let Some(chunk) = body.next().await {
             check_interrupt(&doing)?;
-            let chunk = chunk.map_err(|error| Failure::of_error(&doing, &error))?;
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => return Ok(Err(Failure::of_error(&doing, &error))),
+            };
             hasher.update(&chunk);
             length += chunk.len() as u64;
         }
-        Ok((hasher.finalize().into(), length))
+        Ok(Ok((hasher.finalize().into(), length)))
     }
 
     /// The whole of a small object.
@@ -483,10 +492,6 @@ fn is_no_bucket<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> b
 
 fn is_conflict(failure: &Failure) -> bool {
     failure.status == Some(409)
-}
-
-fn is_cut(failure: &Failure) -> bool {
-    failure.status.is_none() && matches!(failure.kind, Kind::Busy | Kind::Unreachable)
 }
 
 fn joined<T>(doing: String, done: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Failure> {

@@ -15,6 +15,32 @@ const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// What modules of the launcher begin with.
 const OWN: &str = "spacelift_launcher";
+/// Those of them that somebody may name without that beginning, which no line would have.
+const MODULES: [&str; 23] = [
+    "agent",
+    "api_client",
+    "check",
+    "config",
+    "docker",
+    "events",
+    "job",
+    "metrics",
+    "network",
+    "output",
+    "policy",
+    "registry_credentials",
+    "run",
+    "run_log",
+    "sealed",
+    "session",
+    "slot",
+    "spool",
+    "spot",
+    "supervisor",
+    "transfer",
+    "upload",
+    "worker_server",
+];
 
 /// How the launcher's own lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,7 +86,10 @@ pub(super) fn log(reader: &mut Reader) -> LogSettings {
 
 fn filter(text: &str) -> Option<Targets> {
     // The parser takes a level that is misspelt for a module of that name, and nothing else would be logged.
-    let is_known = |item: &str| item.contains('=') || item.starts_with(OWN) || item.parse::<LevelFilter>().is_ok();
+    let is_own = |item: &str| MODULES.iter().any(|module| item.split(['=', ':']).next() == Some(module));
+    let is_known = |item: &str| {
+        item.contains('=') && !is_own(item) || item.starts_with(OWN) || item.parse::<LevelFilter>().is_ok()
+    };
     let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
     let targets = items.iter().all(|item| is_known(item)).then(|| items.join(","))?.parse::<Targets>().ok()?;
     Some(if targets.default_level().is_some() { targets } else { targets.with_default(LevelFilter::INFO) })
@@ -119,7 +148,9 @@ mod tests {
         assert!(!is("spacelift_launcher::session=debug", "spacelift_launcher::agent", Level::DEBUG));
         assert!(is(" error , spacelift_launcher::agent=trace,", "spacelift_launcher::agent", Level::ERROR));
         assert!(!is("off", "spacelift_launcher::agent", Level::ERROR));
-        for wrong in ["loud", "warn,session", "session=loud", "a=b=c", "verbose,info"] {
+        for wrong in
+            ["loud", "warn,session", "session=loud", "session=debug", "metrics::server=debug", "a=b=c", "verbose,info"]
+        {
             assert!(filter(wrong).is_none(), "{wrong}");
         }
     }

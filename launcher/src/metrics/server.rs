@@ -161,9 +161,9 @@ mod tests {
         with_server(|address| {
             let long = format!("GET /metrics HTTP/1.1\r\nLong: {}\r\n\r\n", "x".repeat(4 * MAXIMUM_REQUEST));
             assert!(!ask(address, &long).contains("200 OK"));
-            let silent: Vec<TcpStream> = (0..MAXIMUM_CONNECTIONS).map(|_| connect(address)).collect();
             // One more is closed without a word, until the silent ones are.
             let begun = std::time::Instant::now();
+            let silent: Vec<TcpStream> = (0..MAXIMUM_CONNECTIONS).map(|_| connect(address)).collect();
             while !ask(address, "GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").starts_with("HTTP/1.1 503 ") {
                 assert!(begun.elapsed() < PATIENCE, "the silent ones keep their places");
                 std::thread::sleep(Duration::from_millis(50));

@@ -308,12 +308,17 @@ async fn upload(directory: PathBuf, store: Store, commands: mpsc::Sender<Command
             return;
         }
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        let mut waiting = None;
         while let Err(error) = upload_chunk(&directory, &store, &commands, number).await {
             // Only these stay as they are. Whoever refuses today may have a new policy tomorrow.
             if error.is_unwanted() || error.is_damage() {
                 tracing::error!("the log is not uploaded any more: {error}");
                 report.send_modify(|progress| progress.failed = Some(error));
                 return;
+            }
+            // Each try ends after some refusals. To an operator all of them are one time of waiting.
+            if matches!(error, Error::Refused { .. }) {
+                waiting.get_or_insert_with(|| metrics::shared().object_store.wait());
             }
             metrics::shared().upload_retries.add_one();
             let wait = backoff.after_failure();

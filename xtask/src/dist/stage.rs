@@ -10,8 +10,19 @@ use crate::target::Target;
 use crate::workspace::Workspace;
 
 /// What of the checkout ships: files and directories, where they exist.
-const SHIPPED: [&str; 7] =
-    ["LICENSE-APACHE", "LICENSE-MIT", "cloudformation", "config.json", "licenses", "man", "scripts"];
+const SHIPPED: [&str; 11] = [
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "cloudformation",
+    "config.json",
+    "docs/alerts.yml",
+    "docs/grafana-launcher.json",
+    "docs/observability.md",
+    "docs/operating.md",
+    "licenses",
+    "man",
+    "scripts",
+];
 /// Scripts that customers call by their documented place, the top of the release.
 const ENTRY_SCRIPTS: [&str; 2] = ["scripts/install.sh", "scripts/uninstall.sh"];
 
