@@ -5,12 +5,12 @@ use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use integration_tests::control_plane::{ControlPlane, Launcher, Pool, runner_image};
+use integration_tests::control_plane::{ControlPlane, Launcher, Pool, custom_stack, runner_image};
 use integration_tests::docker::Engine;
 use integration_tests::release::{Release, Unpacked};
 use integration_tests::run::{self, succeed};
 use integration_tests::{program, tree};
-use launcher_wire::api::{Hooks, Outcome, RunState, RunType, Source, Tool, Variable, Workflow};
+use launcher_wire::api::{Outcome, RunState, RunType, Source, Tool, Variable, Workflow};
 use mothership::admin::{Stack, WorkerStatus};
 
 mod end_to_end;
@@ -47,28 +47,14 @@ impl World {
     }
 
     fn stack(&self, slug: &str) -> Stack {
-        Stack {
-            slug: slug.to_owned(),
-            name: None,
-            labels: vec![],
-            pool: self.pool.id,
-            tool: Tool::Custom,
-            image: Some(self.image.clone()),
-            environment: vec![],
-            hooks: Hooks::default(),
-            files: vec![],
-            workflow: Some(Workflow {
-                init: Some("echo the init".to_owned()),
-                plan: Some("echo the plan".to_owned()),
-                apply: Some("echo the apply".to_owned()),
-                destroy: None,
-                output: None,
-            }),
-            project_root: String::new(),
-            source: Source::None {},
-            branch: None,
-            autodeploy: false,
-        }
+        let workflow = Workflow {
+            init: Some("echo the init".to_owned()),
+            plan: Some("echo the plan".to_owned()),
+            apply: Some("echo the apply".to_owned()),
+            destroy: None,
+            output: None,
+        };
+        custom_stack(slug, self.pool.id, &self.image, workflow)
     }
 
     /// Containers that are there.

@@ -212,11 +212,12 @@ impl ApiClient {
             let limit = left.unwrap_or(ATTEMPT_TIMEOUT).min(ATTEMPT_TIMEOUT);
             let attempt = match tokio::time::timeout(limit, self.attempt(request)).await {
                 Ok(attempt) => attempt,
-                // What was the matter before says more than that the deadline cut the next attempt short.
-                Err(_) if limit < ATTEMPT_TIMEOUT && known.is_some() => {
-                    Attempt::Again { reason: known.take().unwrap_or_default(), wait: None }
+                Err(_) => {
+                    // What was the matter before says more than that the deadline cut the next attempt short.
+                    let known = known.take().filter(|_| limit < ATTEMPT_TIMEOUT);
+                    let reason = known.unwrap_or_else(|| format!("no answer after {} s", limit.as_secs()));
+                    Attempt::Again { reason, wait: None }
                 }
-                Err(_) => Attempt::Again { reason: format!("no answer after {} s", limit.as_secs()), wait: None },
             };
             let (reason, asked) = match attempt {
                 Attempt::Done(status, body) => {

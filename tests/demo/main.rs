@@ -19,11 +19,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use integration_tests::control_plane::{ControlPlane, Launcher, Pool, runner_image};
+use integration_tests::control_plane::{ControlPlane, Launcher, Pool, custom_stack, runner_image};
 use integration_tests::docker::Engine;
 use integration_tests::interactive;
 use integration_tests::release::{Release, Unpacked};
-use launcher_wire::api::{Hooks, RunState, RunType, Source, Tool, Variable, Workflow};
+use launcher_wire::api::{RunState, RunType, Variable, Workflow};
 use mothership::admin::{Stack, WorkerStatus};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
@@ -255,32 +255,15 @@ impl Site {
                     echo \"The password is $DATABASE_PASSWORD\" && echo \"network database service\" > plan";
         let apply = "for part in $(cat plan); do echo \"Creating the $part\"; sleep 1; done && \
                      echo \"The password is still $DATABASE_PASSWORD\"";
-        Stack {
-            slug: STACK.to_owned(),
-            name: None,
-            labels: vec![],
-            pool: self.pool.id,
-            tool: Tool::Custom,
-            image: Some(self.image.clone()),
-            environment: vec![Variable {
-                name: "DATABASE_PASSWORD".to_owned(),
-                value: SECRET.to_owned(),
-                secret: true,
-            }],
-            hooks: Hooks::default(),
-            files: vec![],
-            workflow: Some(Workflow {
-                init: Some(format!("{here} && echo \"Nothing to initialize\"")),
-                plan: Some(plan.to_owned()),
-                apply: Some(format!("{here} && {apply}")),
-                destroy: None,
-                output: None,
-            }),
-            project_root: String::new(),
-            source: Source::None {},
-            branch: None,
-            autodeploy: false,
-        }
+        let workflow = Workflow {
+            init: Some(format!("{here} && echo \"Nothing to initialize\"")),
+            plan: Some(plan.to_owned()),
+            apply: Some(format!("{here} && {apply}")),
+            destroy: None,
+            output: None,
+        };
+        let password = Variable { name: "DATABASE_PASSWORD".to_owned(), value: SECRET.to_owned(), secret: true };
+        Stack { environment: vec![password], ..custom_stack(STACK, self.pool.id, &self.image, workflow) }
     }
 }
 

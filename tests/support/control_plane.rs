@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use launcher_wire::api::RunState;
+use launcher_wire::api::{Hooks, RunState, Source, Tool, Workflow};
 use launcher_wire::id::{PoolId, RunId, WorkerId};
 use mothership::admin::{Client, CreateRun, Run, Stack, WorkerStatus};
 use tempfile::TempDir;
@@ -307,6 +307,26 @@ impl Killed {
         // Each start has a log of its own.
         let daemon = Daemon::start(&mut launcher, &data.path().join(format!("log.{starts}")), || true);
         Launcher { daemon, data, variables, starts: starts + 1 }
+    }
+}
+
+/// A stack that executes a workflow of its own, and has nothing else.
+pub fn custom_stack(slug: &str, pool: PoolId, image: &str, workflow: Workflow) -> Stack {
+    Stack {
+        slug: slug.to_owned(),
+        name: None,
+        labels: vec![],
+        pool,
+        tool: Tool::Custom,
+        image: Some(image.to_owned()),
+        environment: vec![],
+        hooks: Hooks::default(),
+        files: vec![],
+        workflow: Some(workflow),
+        project_root: String::new(),
+        source: Source::None {},
+        branch: None,
+        autodeploy: false,
     }
 }
 

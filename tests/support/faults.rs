@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use launcher_wire::api::{Hooks, Outcome, RunState, RunType, Source, Tool, Variable, Workflow};
+use launcher_wire::api::{Outcome, RunState, RunType, Variable, Workflow};
 use launcher_wire::id::RunId;
 use mothership::admin::{Run, Stack, WorkerStatus};
 use tempfile::TempDir;
 
-use crate::control_plane::{ControlPlane, Killed, Launcher, Pool, runner_image};
+use crate::control_plane::{ControlPlane, Killed, Launcher, Pool, custom_stack, runner_image};
 use crate::docker::{self, Engine};
 use crate::run::{finish, succeed};
 
@@ -248,27 +248,17 @@ impl Site {
                  echo ended > /mnt/marks/{number}.{stage}.ends"
             )
         };
+        let workflow = Workflow {
+            init: Some("true".to_owned()),
+            plan: Some(format!("{} && echo planned > kept", script("plan"))),
+            apply: Some(format!("cat kept && {}", script("apply"))),
+            destroy: None,
+            output: None,
+        };
         Stack {
-            slug: format!("faults-{number}"),
-            name: None,
-            labels: vec![],
-            pool: self.pool.id,
-            tool: Tool::Custom,
-            image: Some(self.image.clone()),
             environment: vec![Variable { name: "PASSWORD".to_owned(), value: SECRET.to_owned(), secret: true }],
-            hooks: Hooks::default(),
-            files: vec![],
-            workflow: Some(Workflow {
-                init: Some("true".to_owned()),
-                plan: Some(format!("{} && echo planned > kept", script("plan"))),
-                apply: Some(format!("cat kept && {}", script("apply"))),
-                destroy: None,
-                output: None,
-            }),
-            project_root: String::new(),
-            source: Source::None {},
-            branch: None,
             autodeploy: true,
+            ..custom_stack(&format!("faults-{number}"), self.pool.id, &self.image, workflow)
         }
     }
 
