@@ -7,6 +7,7 @@
 use std::env;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,11 @@ use aws_types::sdk_config::SharedAsyncSleep;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts of one request, the first included. The SDK waits between them with exponential backoff and full jitter.
 const ATTEMPTS: u32 = 5;
+
+/// The runtime for everything that needs a network.
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
 
 /// Where to connect to. Shared by every command that needs a network.
 #[derive(clap::Args, Clone, Debug, Default)]

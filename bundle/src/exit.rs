@@ -1,4 +1,4 @@
-//! Exit codes: what scripts branch on. Documented in `--help`.
+//! Which error ends the program with which exit code.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,32 +7,12 @@ use bundle_core::{
     dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
 };
 
+use crate::exit_code::{
+    CANNOT_CREATE, CONFIGURATION, DATA, DENIED, INTERRUPTED, IO, NO_INPUT, STEP, TRY_AGAIN, UNAVAILABLE, USAGE,
+};
 use crate::failure::{self, Failure};
 use crate::install::{config, stack};
 use crate::{aws, publish, registry};
-
-/// Wrong usage or configuration (`EX_USAGE`).
-pub(crate) const USAGE: u8 = 64;
-/// Bad input (`EX_DATAERR`).
-pub(crate) const DATA: u8 = 65;
-/// Input missing or unreadable (`EX_NOINPUT`).
-pub(crate) const NO_INPUT: u8 = 66;
-/// Output cannot be created (`EX_CANTCREAT`).
-const CANNOT_CREATE: u8 = 73;
-/// Input/output error (`EX_IOERR`).
-const IO: u8 = 74;
-/// A service cannot be reached (`EX_UNAVAILABLE`).
-pub(crate) const UNAVAILABLE: u8 = 69;
-/// A service cannot answer now, or someone else is at it; later the same command may succeed (`EX_TEMPFAIL`).
-pub(crate) const TRY_AGAIN: u8 = 75;
-/// Credentials are missing, wrong, expired or not sufficient (`EX_NOPERM`).
-pub(crate) const DENIED: u8 = 77;
-/// What a service was asked for is not there, or is not what it should be (`EX_CONFIG`).
-const CONFIGURATION: u8 = 78;
-/// Interrupted by SIGINT or SIGTERM.
-pub(crate) const INTERRUPTED: u8 = 130;
-/// Verification step N failed: this plus N.
-const STEP: u8 = 10;
 
 /// A mistake in how the program was called that the argument parser cannot see.
 #[derive(Debug, thiserror::Error)]

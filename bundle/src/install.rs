@@ -20,7 +20,6 @@ use bundle_core::verify::{Development, Policy, Rollback, SkippedVersion};
 use serde_json::json;
 
 use crate::aws::{self, Connection, Proxies};
-use crate::commands;
 use crate::exit::Usage;
 use crate::failure::{Failure, Kind};
 use crate::progress::Progress;
@@ -139,7 +138,7 @@ pub(crate) fn run(request: &Request<'_>, progress: &Arc<Progress>) -> anyhow::Re
     for name in &ignored {
         progress.line(format!("{name} is not part of the release; it is not used"));
     }
-    commands::publish::runtime()?.block_on(async {
+    aws::runtime()?.block_on(async {
         let connection = connect(&config, request.aws).await?;
         let stacks = Stacks::new(&connection.config, &connection.region, progress);
         let mut plan = Plan::make(&connection, &stacks, &config, release.manifest(), &policy).await?;

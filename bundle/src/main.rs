@@ -9,6 +9,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 mod aws;
 mod commands;
 mod exit;
+mod exit_code;
 mod failure;
 mod install;
 mod own_note;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version are errors to the parser; only real ones are usage errors.
-            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let code = if error.use_stderr() { exit_code::USAGE } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
         }

@@ -9,7 +9,6 @@ use bundle_core::interrupt;
 use serde_json::json;
 
 use crate::aws::{self, Connection};
-use crate::commands;
 use crate::exit::Usage;
 use crate::failure::{Failure, Kind, printable};
 use crate::install::account::{self, Account};
@@ -61,7 +60,7 @@ struct Found {
 /// What was refused. What was deleted before stays deleted; the same command goes on.
 pub(crate) fn run(request: &Request<'_>, progress: &Progress) -> anyhow::Result<()> {
     let config = Config::read(request.config)?;
-    commands::publish::runtime()?.block_on(async {
+    aws::runtime()?.block_on(async {
         let connection = connect(&config, request.aws).await?;
         let stacks = Stacks::new(&connection.config, &connection.region, progress);
         let found = find(&connection, &stacks, &config).await?;

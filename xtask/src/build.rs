@@ -30,13 +30,6 @@ use crate::toolchain::Toolchain;
 use crate::tools::Tools;
 use crate::workspace::{Workspace, cargo_home};
 
-/// Runs in the container, embedded in the launcher.
-pub(crate) const WORKER: &str = "spacelift-worker";
-/// Runs on the worker host.
-pub(crate) const LAUNCHER: &str = "spacelift-launcher";
-/// Packs and verifies releases; ships in them, too.
-pub(crate) const TOOL: &str = "spacelift-bundle";
-
 /// The profile of what ships.
 const PROFILE: &str = "dist";
 /// What the checkout is called in binaries.

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use lexopt::Parser;
 
-use crate::build::{LAUNCHER, TOOL, WORKER};
 use crate::debian::Installing;
 use crate::failure::Failure;
 use crate::git::Sources;
@@ -15,7 +14,7 @@ use crate::json::{Json, map};
 use crate::target::Target;
 use crate::toolchain::Toolchain;
 use crate::tools::Tools;
-use crate::workspace::{VERSION, Workspace};
+use crate::workspace::{LAUNCHER, TOOL, VERSION, WORKER, Workspace};
 
 mod make;
 mod options;
@@ -209,8 +208,8 @@ fn print_plan(options: &Options, workspace: &Workspace, sources: &Sources, host:
 mod tests {
     use super::options::Signing;
     use super::{Step, plan};
-    use crate::build::{LAUNCHER, TOOL, WORKER};
     use crate::target::Target;
+    use crate::workspace::{LAUNCHER, TOOL, WORKER};
 
     #[test]
     fn the_tool_is_built_first_and_once() {

@@ -232,7 +232,7 @@ fn failure(name: String, status: ExitStatus, output: String) -> anyhow::Error {
     }
     // The release tool's codes are documented and pass through; those of other programs mean nothing to the caller.
     let code = match status.code().map(u8::try_from) {
-        Some(Ok(code)) if name == crate::build::TOOL => code,
+        Some(Ok(code)) if name == crate::workspace::TOOL => code,
         _ => 1,
     };
     Failure::Program { name, code, ended: status.to_string(), output }.into()

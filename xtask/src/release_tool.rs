@@ -5,9 +5,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::build::TOOL;
 use crate::progress::Progress;
-use crate::workspace::Workspace;
+use crate::workspace::{TOOL, Workspace};
 
 /// Builds the release tool and runs it with `command` and `flags`. The build that tests use does: it needs no other
 /// toolchain than the one that runs.

@@ -10,13 +10,12 @@ use lexopt::Parser;
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 use xshell::{Shell, cmd};
 
-use crate::build::TOOL;
 use crate::failure::Failure;
 use crate::json::Json;
 use crate::progress::Progress;
 use crate::target::Target;
 use crate::toolchain::Toolchain;
-use crate::workspace::Workspace;
+use crate::workspace::{TOOL, Workspace};
 
 const HELP: &str = "\
 Builds a release again from the commit that it names, and compares file by file.

@@ -5,6 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+/// Runs in the container, embedded in the launcher.
+pub(crate) const WORKER: &str = "spacelift-worker";
+/// Runs on the worker host.
+pub(crate) const LAUNCHER: &str = "spacelift-launcher";
+/// Packs and verifies releases; ships in them, too.
+pub(crate) const TOOL: &str = "spacelift-bundle";
+
 /// The version of everything that ships: xtask shares it with the workspace.
 pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 

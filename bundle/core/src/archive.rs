@@ -13,8 +13,8 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
-use crate::launcher_sums::is_signature_name;
 use crate::manifest::{MANIFEST, MANIFEST_SIGNATURE, Manifest};
+use crate::names::is_signature_name;
 use crate::{gzip, interrupt};
 
 /// The unit of a tar stream.

@@ -11,7 +11,7 @@ use crate::archive::{self, Entry, FormError};
 use crate::digest::HashingReader;
 use crate::gzip;
 use crate::manifest::{self, MANIFEST, MAX_MANIFEST, Manifest};
-use crate::release::{self, Head};
+use crate::release::head::{self, Head};
 use crate::signature::MAX_SIGNATURE;
 
 /// A release, as an archive or unpacked.
@@ -34,13 +34,13 @@ impl Contents {
     ///
     /// # Errors
     /// It cannot be read, or is neither.
-    pub fn open(path: &Path) -> Result<Self, release::Error> {
+    pub fn open(path: &Path) -> Result<Self, head::Error> {
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| release::Error::Io { doing: "read", path, source }
+            move |source| head::Error::Io { doing: "read", path, source }
         };
         if !std::fs::metadata(path).map_err(io(path))?.is_dir() {
-            let head = release::read_head(path)?;
+            let head = head::read_head(path)?;
             return Ok(Self {
                 path: path.to_owned(),
                 manifest: head.manifest.clone(),
@@ -60,12 +60,12 @@ impl Contents {
         };
         let manifest_bytes = read(MANIFEST, MAX_MANIFEST)?;
         let manifest = Manifest::from_bytes(&manifest_bytes)
-            .map_err(|source| release::Error::Manifest { path: path.join(MANIFEST), source })?;
+            .map_err(|source| head::Error::Manifest { path: path.join(MANIFEST), source })?;
         let mut signatures = Vec::new();
-        for name in release::signature_names(&manifest) {
+        for name in head::signature_names(&manifest) {
             match read(&name, MAX_SIGNATURE) {
                 Ok(signature) => signatures.push(signature),
-                Err(release::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => break,
+                Err(head::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error),
             }
         }
@@ -122,15 +122,15 @@ impl Contents {
     pub fn for_each(
         &self,
         mut look: impl FnMut(&manifest::File, &mut dyn Read) -> io::Result<()>,
-    ) -> Result<(), release::Error> {
+    ) -> Result<(), head::Error> {
         // Only damage is the release's fault; a disk that fails or a signal is not.
         let not_a_release = |source: FormError| match source {
             FormError::Io(source)
                 if !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
-                release::Error::Io { doing: "read", path: self.path.clone(), source }
+                head::Error::Io { doing: "read", path: self.path.clone(), source }
             }
-            source => release::Error::NotARelease { path: self.path.clone(), source },
+            source => head::Error::NotARelease { path: self.path.clone(), source },
         };
         let mut visit = |file: &manifest::File, reader: &mut dyn Read| -> Result<(), FormError> {
             let mut hashing = HashingReader::new(reader.take(file.size));
@@ -153,7 +153,7 @@ impl Contents {
             Form::Directory => {
                 for file in &self.manifest.files {
                     let path = self.path.join(file.path.as_str());
-                    let mut opened = File::open(&path).map_err(|source| release::Error::Io {
+                    let mut opened = File::open(&path).map_err(|source| head::Error::Io {
                         doing: "read",
                         path: path.clone(),
                         source,
@@ -163,7 +163,7 @@ impl Contents {
                 Ok(())
             }
             Form::Archive(head) => {
-                let file = File::open(&self.path).map_err(|source| release::Error::Io {
+                let file = File::open(&self.path).map_err(|source| head::Error::Io {
                     doing: "read",
                     path: self.path.clone(),
                     source,
@@ -182,7 +182,7 @@ impl Contents {
         let manifest = &self.manifest;
         let mut stream = archive::Reader::new(gzip::Reader::new(BufReader::new(file), gzip::default_threads()));
         stream.expect(&archive::directory_header(manifest, "")?, manifest)?;
-        let names = [MANIFEST.to_owned()].into_iter().chain(release::signature_names(manifest));
+        let names = [MANIFEST.to_owned()].into_iter().chain(head::signature_names(manifest));
         let small = [&head.manifest_bytes].into_iter().chain(&head.signature).chain(&head.launcher_signatures);
         for (name, bytes) in names.zip(small) {
             stream.expect(&archive::manifest_header(manifest, &name, bytes.len())?, manifest)?;

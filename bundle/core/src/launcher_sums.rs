@@ -6,13 +6,8 @@
 
 use crate::digest::Digest;
 use crate::manifest::Manifest;
+use crate::names::LAUNCHERS;
 use crate::sums;
-
-/// The launchers: path in a release, name in a downloads bucket.
-const LAUNCHERS: [(&str, &str); 2] = [
-    ("bin/spacelift-launcher", "spacelift-launcher-x86_64"),
-    ("bin/spacelift-launcher-aarch64", "spacelift-launcher-aarch64"),
-];
 
 /// The sums of one launcher.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +48,6 @@ impl LauncherSums {
     }
 }
 
-/// Whether `path` is the name of such a signature, whatever launchers a release has: no other file may be called so.
-pub fn is_signature_name(path: &str) -> bool {
-    let name = path.strip_suffix(sums::SIGNATURE_SUFFIX).and_then(|path| path.strip_suffix(sums::SUFFIX));
-    name.is_some_and(|name| LAUNCHERS.iter().any(|(_, launcher)| *launcher == name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +58,5 @@ mod tests {
         assert_eq!(sums.sums_name(), "spacelift-launcher-x86_64_SHA256SUMS");
         assert_eq!(sums.signature_name(), "spacelift-launcher-x86_64_SHA256SUMS.sig");
         assert_eq!(sums.text(), format!("{}  spacelift-launcher-x86_64\n", Digest::of(b"")));
-        assert!(is_signature_name(&sums.signature_name()));
-        assert!(!is_signature_name("spacelift-launcher_SHA256SUMS.sig"));
     }
 }

@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod launcher_sums;
 pub mod manifest;
+mod names;
 pub mod notices;
 pub mod output;
 pub mod pack;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::launcher_sums::is_signature_name;
+use crate::names::is_signature_name;
 use crate::version::ReleaseVersion;
 
 /// The manifest's name in the release directory.

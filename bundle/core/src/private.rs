@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::launcher_sums;
 use crate::manifest::{MAX_FILES, MAX_TOTAL, Manifest, Mode, ReleasePath};
+use crate::names;
 use crate::verify::{self, Error, Files, Policy, SignedArchive, Verified};
 use crate::{interrupt, sums};
 
@@ -94,7 +94,7 @@ impl PrivateRelease {
 
 /// Whether a downloads bucket adds a file of this name to a release.
 fn is_of_a_bucket(name: &str) -> bool {
-    if launcher_sums::is_signature_name(name) {
+    if names::is_signature_name(name) {
         return false;
     }
     let of_sums =

@@ -98,11 +98,11 @@ pub(crate) struct RollBack {
 }
 
 pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
-    runtime()?.block_on(publish(arguments, json))
+    aws::runtime()?.block_on(publish(arguments, json))
 }
 
 pub(crate) fn promote(arguments: &Promote, json: bool) -> anyhow::Result<()> {
-    runtime()?.block_on(move_to(arguments, Rollback::Refuse, json))
+    aws::runtime()?.block_on(move_to(arguments, Rollback::Refuse, json))
 }
 
 pub(crate) fn roll_back(arguments: &RollBack, json: bool) -> anyhow::Result<()> {
@@ -111,12 +111,7 @@ pub(crate) fn roll_back(arguments: &RollBack, json: bool) -> anyhow::Result<()> 
             "a rollback brings back faults that were repaired since; --allow-rollback accepts that at your own risk";
         return Err(Usage(why.into()).into());
     }
-    runtime()?.block_on(move_to(&arguments.promote, Rollback::Accept, json))
-}
-
-/// The runtime for everything that needs a network.
-pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    aws::runtime()?.block_on(move_to(&arguments.promote, Rollback::Accept, json))
 }
 
 struct Opened {

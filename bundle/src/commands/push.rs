@@ -10,7 +10,7 @@ use bundle_core::verify::{self, Files};
 use tempfile::TempDir;
 
 use crate::aws;
-use crate::commands::{policy, publish, verify::default_work_dir};
+use crate::commands::{policy, verify::default_work_dir};
 use crate::exit::Usage;
 use crate::progress::Progress;
 use crate::registry::{self, Push, Pushed, Repository};
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let work = arguments.work_dir.clone().unwrap_or_else(default_work_dir);
     let release = Verified::open(&arguments.release, &arguments.trust, &work)?;
     let tag = arguments.tag.clone().unwrap_or_else(|| release.manifest.version.to_string());
-    publish::runtime().context("cannot start threads")?.block_on(async {
+    aws::runtime().context("cannot start threads")?.block_on(async {
         let connection = aws::Connection::open_for_registry(&arguments.aws, repository.region().as_deref()).await;
         let connection = connection.map_err(registry::Error::Endpoint)?;
         if arguments.dry_run {

@@ -1,6 +1,5 @@
 //! What can go wrong between here and a registry, in words that say what to do.
 
-use crate::exit;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use bundle_core::image;
 
 use super::address::ParseRepositoryError;
+use crate::exit_code;
 
 /// Why an image was not pushed, or a tag not looked up.
 #[derive(Debug, thiserror::Error)]
@@ -233,23 +233,23 @@ impl Error {
             | Self::DockerConfig { .. }
             | Self::CredentialHelper { .. }
             | Self::Endpoint(_)
-            | Self::NotEcr { .. } => exit::USAGE,
-            Self::Changed { .. } => exit::DATA,
-            Self::Read { .. } => exit::NO_INPUT,
+            | Self::NotEcr { .. } => exit_code::USAGE,
+            Self::Changed { .. } => exit_code::DATA,
+            Self::Read { .. } => exit_code::NO_INPUT,
             Self::Image { source, .. } => source.exit_code(),
-            Self::Interrupted(_) => exit::INTERRUPTED,
+            Self::Interrupted(_) => exit_code::INTERRUPTED,
             Self::Unreachable { .. }
             | Self::Tls { .. }
             | Self::NoRepository { .. }
             | Self::TagTaken { .. }
             | Self::Refused { .. }
-            | Self::Protocol { .. } => exit::UNAVAILABLE,
-            Self::Unavailable { .. } => exit::TRY_AGAIN,
-            Self::Proxy { .. } | Self::Unauthorized { .. } | Self::Denied { .. } => exit::DENIED,
+            | Self::Protocol { .. } => exit_code::UNAVAILABLE,
+            Self::Unavailable { .. } => exit_code::TRY_AGAIN,
+            Self::Proxy { .. } | Self::Unauthorized { .. } | Self::Denied { .. } => exit_code::DENIED,
             Self::Ecr { class, .. } => match class {
-                Class::Permission => exit::DENIED,
-                Class::Unavailable => exit::UNAVAILABLE,
-                Class::Later => exit::TRY_AGAIN,
+                Class::Permission => exit_code::DENIED,
+                Class::Unavailable => exit_code::UNAVAILABLE,
+                Class::Later => exit_code::TRY_AGAIN,
             },
         }
     }

@@ -13,14 +13,14 @@ use super::options::{Audience, Options, Signing};
 use super::release::Release;
 use super::stage::{Stage, program_place};
 use super::{Step, config, development_directory, plan};
-use crate::build::{Builder, LAUNCHER, TOOL, WORKER};
+use crate::build::Builder;
 use crate::git::Sources;
 use crate::json::Json;
 use crate::progress::Progress;
 use crate::target::Target;
 use crate::toolchain::Toolchain;
 use crate::tools::{self, Tools};
-use crate::workspace::{VERSION, Workspace};
+use crate::workspace::{LAUNCHER, TOOL, VERSION, WORKER, Workspace};
 
 /// A key that signs a release for customers lives at least this long: they need time to learn of its successor.
 const RELEASE_KEY_DAYS: u64 = 180;
