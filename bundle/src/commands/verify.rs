@@ -183,7 +183,8 @@ fn print(release: &Path, verified: &Verified, json: bool) -> io::Result<()> {
     )?;
     let modified = if manifest.modified { " with uncommitted changes" } else { "" };
     writeln!(out, "source    {} at commit {}{modified}", manifest.source, manifest.commit)?;
-    writeln!(out, "contents  {} files, {} images", manifest.files.len(), manifest.images.len())?;
+    let (files, images) = (manifest.files.len(), manifest.images.len());
+    writeln!(out, "contents  {files} files, {images} image{}", if images == 1 { "" } else { "s" })?;
     if manifest.development {
         writeln!(
             out,
