@@ -17,6 +17,7 @@ mod dist;
 mod fuzz;
 mod keygen;
 mod publish;
+mod record;
 mod reproduce;
 mod soak;
 mod test;
@@ -48,6 +49,7 @@ Usage: cargo xtask COMMAND [flags]
   test        Run all tests against a freshly built release
   bench       Measure packing and verifying, side by side with the usual tools
   demo        Show one run from beginning to end on this machine
+  record      Draw the pictures in the documents again
   soak        Do runs while everything around them fails
   fuzz        Search for input that harms a parser
   ci          Everything that must hold before a change is merged
@@ -78,6 +80,7 @@ fn run() -> Result<()> {
         "test" => test::run(arguments),
         "bench" => bench::run(arguments),
         "demo" => demo::run(arguments),
+        "record" => record::run(arguments),
         "soak" => soak::run(arguments),
         "fuzz" => fuzz::run(arguments),
         "ci" => ci::run(arguments),
