@@ -432,9 +432,19 @@ impl Engine {
     /// # Errors
     /// The engine does not say.
     pub async fn names(&self, label: &str) -> Result<Vec<String>, Error> {
-        let listed = self.listed(label).await?;
-        let names = listed.into_iter().filter_map(|container| container.names.unwrap_or_default().into_iter().next());
-        Ok(names.map(|name| name.trim_start_matches('/').to_owned()).collect())
+        Ok(self.names_and_labels(label).await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// As [`Self::names`], each with all its labels.
+    ///
+    /// # Errors
+    /// The engine does not say.
+    pub async fn names_and_labels(&self, label: &str) -> Result<Vec<(String, HashMap<String, String>)>, Error> {
+        let named = |container: ContainerSummary| {
+            let name = container.names.unwrap_or_default().into_iter().next()?;
+            Some((name.trim_start_matches('/').to_owned(), container.labels.unwrap_or_default()))
+        };
+        Ok(self.listed(label).await?.into_iter().filter_map(named).collect())
     }
 
     /// The last lines that a container itself wrote to its standard output and standard error: for diagnosis, as a run's

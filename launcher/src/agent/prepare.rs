@@ -167,7 +167,7 @@ impl Preparation {
             network: config.network.clone(),
             runtime: config.runtime.clone(),
             environment: vec![],
-            limits: docker::Limits::default(),
+            limits: docker::Limits { memory: config.memory, ..docker::Limits::default() },
         }
     }
 
