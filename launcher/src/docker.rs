@@ -102,6 +102,15 @@ pub enum Error {
         /// What is different.
         difference: String,
     },
+    /// It was there when it was pulled.
+    #[error(
+        "the runner image `{image}` was removed from this host after it was pulled and before there was a container of it. Look for \
+         what removes images here, such as `docker image prune --all`, and let it wait until no run begins"
+    )]
+    ImageGone {
+        /// Which.
+        image: String,
+    },
     /// An image did not come.
     #[error("cannot pull the runner image `{image}`: {problem}")]
     Pull {
@@ -288,6 +297,10 @@ impl Engine {
                     None => Ok(Created { id: found.id, existed: true, warnings: Vec::new() }),
                     Some(difference) => Err(Error::Conflict { name: spec.name.clone(), difference }),
                 }
+            }
+            // Networks and runtimes are only looked for once it starts.
+            Err(Error::Refused { status: 404, reason, .. }) if reason.to_lowercase().contains("no such image") => {
+                Err(Error::ImageGone { image: spec.image.clone() })
             }
             Err(error) => Err(error),
         }
