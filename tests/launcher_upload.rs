@@ -29,6 +29,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use spacelift_launcher::api_client::{self, ApiClient};
 use spacelift_launcher::network::{self, Network};
+use spacelift_launcher::slot;
+use spacelift_launcher::transfer::Transfer;
 use spacelift_launcher::upload::{self, Log, Parcel, Settings, Store};
 
 const STORE: &str = env!("CARGO_BIN_EXE_strict-s3");
@@ -638,6 +640,41 @@ fn encrypted_objects_come_back_and_nothing_else_does() {
 
         let error = objects.get(Object::Outputs).await.unwrap_err();
         assert!(matches!(error, upload::Error::Missing { .. }), "{error}");
+    });
+}
+
+#[test]
+fn what_nobody_unpacks_does_not_fill_the_disk() {
+    let store = S3Store::start(STORE);
+    run(async {
+        let plane = ControlPlane::start(&store.endpoint());
+        let (objects, key) = (plane.store(), &pki().pool);
+        let directory = tempfile::tempdir().unwrap();
+        let plain = vec![7; 100_000];
+        objects.put_bytes(Object::Source, &plain).await.unwrap();
+        let digest: String = Sha256::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
+        slot::keep_source(directory.path(), &digest).unwrap();
+        let mut parcel = Parcel::begin(directory.path(), key, &objects, Object::Workspace).unwrap();
+        parcel.write_all(&plain).unwrap();
+        parcel.finish().unwrap().store(&objects).await.unwrap();
+        let transfer = Transfer::new(objects.clone(), key.clone(), directory.path().to_owned());
+        let read = async |limit, object| {
+            let transfer = transfer.clone().limited_to(limit);
+            let mut parts =
+                if object == Object::Source { transfer.source().await? } else { transfer.workspace().await? };
+            let mut bytes = vec![];
+            while let Some(part) = parts.recv().await {
+                bytes.extend(part?);
+            }
+            Ok::<_, upload::Error>(bytes)
+        };
+        for (object, name) in [(Object::Source, "the source"), (Object::Workspace, "the workspace")] {
+            assert!(read(100_000, object).await.unwrap() == plain, "{name}");
+            let error = read(99_999, object).await.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("more than 99999 bytes"), "{error}");
+        }
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["source-sha256"], "nothing is left of it");
     });
 }
 

@@ -19,6 +19,8 @@ mod hostile;
 mod isolation;
 mod registries;
 mod sight;
+mod stops;
+mod sweep;
 mod terraform;
 mod variables;
 

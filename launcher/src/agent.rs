@@ -51,7 +51,9 @@ const REPORT_AGAIN: Duration = Duration::from_secs(60);
 const MAXIMUM_REFUSALS: u32 = 10;
 /// How long a farewell to the control plane may take.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
-/// How often to look after the places of other launchers. Those that are started with this one have theirs by then.
+/// When to look after the places of other launchers first. Those that are started with this one have theirs by then.
+const OTHERS_FIRST: Duration = Duration::from_secs(60);
+/// How often from then on.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// The label by which everything of this launcher is found.
 pub const LABEL_POOL: &str = "io.spacelift.pool";
@@ -272,7 +274,7 @@ impl Agent {
     ) -> Result<(), Error> {
         let (mut told_to_end, mut is_noticed, mut was_connected) = (false, false, false);
         let mut again = None;
-        let mut others = tokio::time::interval_at(Instant::now() + OTHERS_INTERVAL, OTHERS_INTERVAL);
+        let mut others = tokio::time::interval_at(Instant::now() + OTHERS_FIRST, OTHERS_INTERVAL);
         let mut messages: Option<mpsc::Receiver<session::Event>> = None;
         let mut beat = interval(self.supervisor.beat());
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

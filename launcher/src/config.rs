@@ -72,6 +72,7 @@ const MASK: &str = "SPACELIFT_MASK_ENVS";
 const PASSED: &str = "SPACELIFT_WHITELIST_ENVS";
 const NETWORK: &str = "SPACELIFT_WORKER_NETWORK";
 const RUNTIME: &str = "SPACELIFT_WORKER_RUNTIME";
+const MEMORY: &str = "SPACELIFT_WORKER_MEMORY";
 const MOUNTS: [(&str, Scope); 3] = [
     ("SPACELIFT_WORKER_EXTRA_MOUNTS", Scope::All),
     ("SPACELIFT_WORKER_RO_EXTRA_MOUNTS", Scope::ReadOnly),
@@ -95,7 +96,7 @@ const AUTHORITIES: &str = "ADDITIONAL_ROOT_CAS";
 const DOCKER_HOST: &str = "DOCKER_HOST";
 
 /// Names that a misspelt one is compared with.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     TOKEN,
     KEY,
     DIRECTORY,
@@ -104,6 +105,7 @@ const KNOWN: [&str; 24] = [
     PASSED,
     NETWORK,
     RUNTIME,
+    MEMORY,
     MOUNTS[0].0,
     MOUNTS[1].0,
     MOUNTS[2].0,
@@ -142,6 +144,8 @@ pub struct Config {
     pub network: String,
     /// The runtime of containers. None: the engine's default.
     pub runtime: Option<String>,
+    /// Bytes of memory that a container may use. None: as much as the host has.
+    pub memory: Option<u64>,
     /// What is mounted besides what every container has.
     pub mounts: Vec<Mount>,
     /// How long a run may be silent.
@@ -194,6 +198,7 @@ impl fmt::Debug for Config {
             .field("passed", &self.passed)
             .field("network", &self.network)
             .field("runtime", &self.runtime)
+            .field("memory", &self.memory)
             .field("mounts", &self.mounts)
             .field("logs_timeout", &self.logs_timeout)
             .field("run_timeout", &self.run_timeout)
@@ -317,6 +322,7 @@ impl Config {
             ));
         }
         let runtime = containers::name(&mut reader, RUNTIME);
+        let memory = containers::memory(&mut reader, MEMORY);
         let mounts = containers::mounts(&mut reader);
         let logs_timeout = reader.duration(LOGS_TIMEOUT).unwrap_or(DEFAULT_LOGS_TIMEOUT);
         let run_timeout = reader.duration(RUN_TIMEOUT).unwrap_or(DEFAULT_RUN_TIMEOUT);
@@ -348,6 +354,7 @@ impl Config {
                 passed,
                 network,
                 runtime,
+                memory,
                 mounts,
                 logs_timeout,
                 run_timeout,

@@ -102,6 +102,15 @@ pub enum Error {
         /// What is different.
         difference: String,
     },
+    /// It was there when it was pulled.
+    #[error(
+        "the runner image `{image}` was removed from this host after it was pulled and before there was a container of it. Look for \
+         what removes images here, such as `docker image prune --all`, and let it wait until no run begins"
+    )]
+    ImageGone {
+        /// Which.
+        image: String,
+    },
     /// An image did not come.
     #[error("cannot pull the runner image `{image}`: {problem}")]
     Pull {
@@ -289,6 +298,10 @@ impl Engine {
                     Some(difference) => Err(Error::Conflict { name: spec.name.clone(), difference }),
                 }
             }
+            // Networks and runtimes are only looked for once it starts.
+            Err(Error::Refused { status: 404, reason, .. }) if reason.to_lowercase().contains("no such image") => {
+                Err(Error::ImageGone { image: spec.image.clone() })
+            }
             Err(error) => Err(error),
         }
     }
@@ -432,9 +445,19 @@ impl Engine {
     /// # Errors
     /// The engine does not say.
     pub async fn names(&self, label: &str) -> Result<Vec<String>, Error> {
-        let listed = self.listed(label).await?;
-        let names = listed.into_iter().filter_map(|container| container.names.unwrap_or_default().into_iter().next());
-        Ok(names.map(|name| name.trim_start_matches('/').to_owned()).collect())
+        Ok(self.names_and_labels(label).await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// As [`Self::names`], each with all its labels.
+    ///
+    /// # Errors
+    /// The engine does not say.
+    pub async fn names_and_labels(&self, label: &str) -> Result<Vec<(String, HashMap<String, String>)>, Error> {
+        let named = |container: ContainerSummary| {
+            let name = container.names.unwrap_or_default().into_iter().next()?;
+            Some((name.trim_start_matches('/').to_owned(), container.labels.unwrap_or_default()))
+        };
+        Ok(self.listed(label).await?.into_iter().filter_map(named).collect())
     }
 
     /// The last lines that a container itself wrote to its standard output and standard error: for diagnosis, as a run's

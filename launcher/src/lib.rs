@@ -5,7 +5,7 @@
 //! version:
 //!
 //! - [`agent`]: the loop that owns the state; [`run`]: what to do next, as a pure function; [`events`]: how tasks tell it.
-//! - [`check`]: whether it could work on a host, without taking a run.
+//! - [`check`]: whether it could work on a host, without taking a run. [`sweep`]: what others left behind there.
 //! - [`config`]: what the launcher is told, by environment variables.
 //! - [`docker`]: the engine that runs containers.
 //! - [`registry_credentials`]: what registries of runner images want to see.
@@ -25,6 +25,7 @@ pub mod agent;
 pub mod check;
 pub mod events;
 pub mod run;
+pub mod sweep;
 
 pub mod config;
 pub mod docker;

@@ -14,8 +14,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use spacelift_launcher::config::{Config, Problems};
+use spacelift_launcher::sweep::{self, Fate, Mode};
 use spacelift_launcher::worker_binary::{self, Embedded, Outcome};
-use spacelift_launcher::{agent, check, exit_code, metrics, output};
+use spacelift_launcher::{agent, check, docker, exit_code, metrics, output};
 use spacelift_worker::build_info::BuildInfo;
 
 use command::{Command, Format};
@@ -47,6 +48,7 @@ fn run(command: Command, info: &BuildInfo) -> Result<(), Failure> {
     match command {
         Command::Start => start(info),
         Command::Check => check_host(),
+        Command::Sweep(mode) => sweep_host(mode),
         Command::Help => print(command::HELP.as_bytes()),
         Command::Version(Format::Text) => print(version(info).as_bytes()),
         Command::Version(Format::Json) => print(&[info.note(), b"\n"].concat()),
@@ -64,6 +66,10 @@ enum Failure {
     Config(Problems),
     #[error("{failed} of what a launcher needs does not work here")]
     Check { failed: usize },
+    #[error("{failed} of what was left behind could not be removed or looked at")]
+    Sweep { failed: usize },
+    #[error(transparent)]
+    Docker(docker::Error),
     #[error("cannot start its threads: {0}")]
     Runtime(io::Error),
     #[error(transparent)]
@@ -82,10 +88,10 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => exit_code::USAGE,
-            Self::NoWorker { .. } | Self::Check { .. } => exit_code::UNAVAILABLE,
+            Self::NoWorker { .. } | Self::Check { .. } | Self::Docker(_) => exit_code::UNAVAILABLE,
             Self::Worker(error) => worker_exit_code(error),
             Self::Agent(error) => agent_exit_code(error),
-            Self::Output(_) | Self::Signals(_) | Self::Runtime(_) => exit_code::IO,
+            Self::Output(_) | Self::Signals(_) | Self::Runtime(_) | Self::Sweep { .. } => exit_code::IO,
             Self::Interrupted => exit_code::INTERRUPTED,
         }
     }
@@ -132,6 +138,28 @@ fn check_host() -> Result<(), Failure> {
         print(line.as_bytes())?;
     }
     if failed == 0 { Ok(()) } else { Err(Failure::Check { failed }) }
+}
+
+/// Each thing that was found has a line on standard output.
+fn sweep_host(mode: Mode) -> Result<(), Failure> {
+    let config = Config::from_variables(std::env::vars_os()).map_err(Failure::Config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let findings = runtime.block_on(sweep::run(&config, mode)).map_err(Failure::Docker)?;
+    runtime.shutdown_background();
+    for finding in &findings {
+        print(format!("{finding}\n").as_bytes())?;
+    }
+    if findings.iter().all(|finding| matches!(finding.fate, Fate::Kept(_))) {
+        let directory = config.directory.display();
+        print(
+            format!("nothing is left behind in {directory}, nor in containers of pool {}\n", config.token.pool)
+                .as_bytes(),
+        )?;
+    }
+    match findings.iter().filter(|finding| matches!(finding.fate, Fate::Failed(_))).count() {
+        0 => Ok(()),
+        failed => Err(Failure::Sweep { failed }),
+    }
 }
 
 /// Lives until it is told to end.

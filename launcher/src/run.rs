@@ -31,6 +31,13 @@ const SHORTEST_GRACE: Duration = Duration::from_secs(5);
 /// What is kept of a host's last minutes for the end of a log and for the outcome.
 const DELIVERY: Duration = Duration::from_secs(30);
 
+/// Why the kernel ended something of a run, and what to do.
+const OUT_OF_MEMORY: &str = "the container ran out of memory, and the kernel ended a process of it. Let the run need less, or \
+                             give it more with SPACELIFT_WORKER_MEMORY or a larger host";
+/// Who ends containers besides the launcher, and what to do.
+const ENDED_BY_OTHERS: &str = "somebody on the worker's host ended it, or the Docker engine was restarted there. With \
+                               `live-restore` in its configuration, containers live on";
+
 /// Limits of every run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -205,7 +212,10 @@ impl Stop {
             ),
             Self::Shutdown => "the launcher was told to end at once".to_owned(),
             Self::Spot { .. } => "the worker's host is being taken away".to_owned(),
-            Self::Disk => "its log cannot be kept: the disk of the worker's host is full, or fails".to_owned(),
+            Self::Disk => "its log cannot be kept: the disk of the worker's host is full, or fails. The launcher's own log names the \
+                           file. Free space there, for instance with `docker image prune`, or let SPACELIFT_LAUNCHER_DIR name a \
+                           directory on a larger one"
+                .to_owned(),
             Self::LogLimit => "it logged more than the worker's host can keep until the log is delivered".to_owned(),
         }
     }
@@ -737,27 +747,32 @@ fn container_end(stop: Option<Stopping>, said: Option<WorkerOutcome>, exit: &Exi
         (Some(stop), _) => stopped(stop, limits),
         (None, Some(WorkerOutcome { result, message, changes })) => {
             let out_of_memory = matches!(exit, Exit::Code { out_of_memory: true, .. });
-            let outcome = match result {
-                WorkerResult::Unable => Outcome::Unable,
-                WorkerResult::Failed if out_of_memory => Outcome::OutOfMemory,
-                _ => Outcome::Failed,
+            let (outcome, message) = match result {
+                WorkerResult::Unable => (Outcome::Unable, message),
+                WorkerResult::Failed if out_of_memory => (Outcome::OutOfMemory, format!("{OUT_OF_MEMORY} ({message})")),
+                // Nobody here asked for it.
+                WorkerResult::Stopped => (Outcome::ContainerLost, format!("{message}: {ENDED_BY_OTHERS}")),
+                WorkerResult::Failed | WorkerResult::Finished => (Outcome::Failed, message),
             };
             End { outcome, message, changes }
         }
         (None, None) => match exit {
-            Exit::Code { out_of_memory: true, .. } => End {
-                outcome: Outcome::OutOfMemory,
-                message: "the container ran out of memory".to_owned(),
-                changes: None,
-            },
+            Exit::Code { out_of_memory: true, .. } => {
+                End { outcome: Outcome::OutOfMemory, message: OUT_OF_MEMORY.to_owned(), changes: None }
+            }
             Exit::Code { code, .. } => End {
                 outcome: Outcome::ContainerLost,
-                message: format!("the container ended with code {code} before its worker had said how the run went"),
+                message: format!(
+                    "the container ended with code {code} before its worker had said how the run went: {ENDED_BY_OTHERS}"
+                ),
                 changes: None,
             },
             Exit::Gone => End {
                 outcome: Outcome::ContainerLost,
-                message: "the container was removed by someone else".to_owned(),
+                message:
+                    "the container was removed by someone else: look for what removes containers on the worker's host, \
+                          and let it spare those with the label io.spacelift.run"
+                        .to_owned(),
                 changes: None,
             },
         },

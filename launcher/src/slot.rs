@@ -18,6 +18,7 @@ use rsa::rand_core::{OsRng, RngCore as _};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use spacelift_worker::shortage;
 
 use crate::run::{Kept, Stopping, WorkerOutcome};
 
@@ -30,7 +31,7 @@ const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// From the operating system.
-    #[error("cannot {doing} `{}`: {source}. The launcher's user needs to own this directory; SPACELIFT_LAUNCHER_DIR names another one", path.display())]
+    #[error("cannot {doing} `{}`: {source}{}", path.display(), advice(source))]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -50,6 +51,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+fn advice(error: &io::Error) -> String {
+    match shortage::advice(error) {
+        // What else keeps a launcher from its own files.
+        none if none.is_empty() => {
+            ". The launcher's user needs to own this directory; SPACELIFT_LAUNCHER_DIR names another one".to_owned()
+        }
+        advice => advice,
+    }
 }
 
 /// A launcher's place. It is free again when this is dropped, and when the process ends in whatever way.
@@ -208,15 +219,13 @@ impl Slot {
 
 /// What nobody goes on with in a place that nobody has. Nothing is removed where something was begun, or cannot be read.
 fn look_after(directory: &Path) -> Option<(PathBuf, Entry)> {
-    let lock = OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(directory.join("lock")).ok()?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-    match read_json(directory.join(JOURNAL)) {
-        Ok(Some(entry)) => Some((directory.to_owned(), entry)),
-        Ok(None) => {
-            remove(&directory.join("run"));
-            remove(&directory.join("stale"));
+    match Left::in_place(directory) {
+        Ok(Some(Left { begun: Some(entry), .. })) => Some((directory.to_owned(), entry)),
+        Ok(Some(left)) => {
+            left.files.iter().for_each(|path| remove(path));
             None
         }
+        Ok(None) => None,
         Err(error) => {
             tracing::error!(%error, "cannot look after the place of another launcher");
             None
@@ -224,29 +233,90 @@ fn look_after(directory: &Path) -> Option<(PathBuf, Entry)> {
     }
 }
 
+/// What is left in a place that no launcher is in. None takes it as long as this is there.
+#[derive(Debug)]
+pub struct Left {
+    /// Who had it.
+    pub worker: WorkerId,
+    /// What was begun there and not ended: the next launcher goes on with it.
+    pub begun: Option<Entry>,
+    /// Files and directories of runs that have ended.
+    pub files: Vec<PathBuf>,
+    _lock: File,
+}
+
+impl Left {
+    /// Nothing where a launcher is, or was never.
+    fn in_place(directory: &Path) -> Result<Option<Self>, Error> {
+        let path = directory.join("lock");
+        // It is not made: whoever looks changes nothing.
+        let lock = match OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(failed("lock", &path)(error.into())),
+        }
+        let Some(worker) = known_identity(directory)? else { return Ok(None) };
+        let begun = read_json(directory.join(JOURNAL))?;
+        let (run, stale) = (directory.join("run"), directory.join("stale"));
+        let stale = fs::read_dir(&stale).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files = [run].into_iter().filter(|path| path.exists()).chain(stale).collect();
+        Ok(Some(Self { worker, begun, files, _lock: lock }))
+    }
+}
+
+/// The places of a pool's launchers on this host, each with what is left in it. Without one: a launcher is there. What is given
+/// keeps launchers from its place until it is dropped.
+pub fn places(directory: &Path, pool: PoolId) -> impl Iterator<Item = (PathBuf, Result<Option<Left>, Error>)> {
+    let pool = directory.join("pools").join(pool.to_string());
+    let places = (0..MAXIMUM).map(move |number| pool.join(number.to_string())).take_while(|place| place.exists());
+    places.map(|place| {
+        let left = Left::in_place(&place);
+        (place, left)
+    })
+}
+
+/// Removes files of a run, which it may have made to be hard to remove. Those that are not there are as good.
+///
+/// # Errors
+/// Something of them is left.
+pub fn remove_files(path: &Path) -> Result<(), Error> {
+    match tree::remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a tree that a run may have made to be hard to remove. What is left is reported.
 fn remove(tree: &Path) {
-    match tree::remove(tree) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(path = %tree.display(), %error, "cannot remove what is left of a run");
-        }
-        _ => {}
+    if let Err(error) = remove_files(tree) {
+        tracing::error!(%error, "something is left of a run");
     }
 }
 
 /// The identifier of whoever has this place, made at its first use.
 fn identity(directory: &Path) -> Result<WorkerId, Error> {
+    if let Some(worker) = known_identity(directory)? {
+        return Ok(worker);
+    }
+    let worker = WorkerId::new();
+    write(directory, "worker", format!("{worker}\n").as_bytes())?;
+    Ok(worker)
+}
+
+/// The identifier of whoever had this place, if anybody had.
+fn known_identity(directory: &Path) -> Result<Option<WorkerId>, Error> {
     let path = directory.join("worker");
     match fs::read_to_string(&path) {
-        Ok(text) => text
-            .trim_end()
-            .parse()
-            .map_err(|error: launcher_wire::id::InvalidId| Error::Damaged { path, reason: error.to_string() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let worker = WorkerId::new();
-            write(directory, "worker", format!("{worker}\n").as_bytes())?;
-            Ok(worker)
+        Ok(text) => {
+            let parsed = text.trim_end().parse().map(Some);
+            parsed.map_err(|error: launcher_wire::id::InvalidId| Error::Damaged { path, reason: error.to_string() })
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", &path)(error)),
     }
 }
@@ -473,7 +543,7 @@ mod tests {
         let (gone, waiting) = (ended.directory.clone(), busy.directory.clone());
         drop((ended, busy));
         assert_eq!(own.abandoned()(), [(waiting.clone(), entry)]);
-        assert!(!gone.join("run").exists() && !gone.join("stale").exists());
+        assert!(!gone.join("run").exists() && fs::read_dir(gone.join("stale")).unwrap().next().is_none());
         for left in [&own.directory, &alive.directory, &waiting] {
             assert!(left.join("run/file").exists() && left.join("stale").exists(), "{}", left.display());
         }
@@ -512,6 +582,19 @@ mod tests {
         let said = Said { outcome: Some(outcome), workspace: true, outputs: false };
         said.keep(directory.path()).unwrap();
         assert_eq!(Said::kept(directory.path()).unwrap(), Some(said));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_is_named_with_what_to_do() {
+        let error = |kind: rustix::io::Errno| failed("write", Path::new("/opt/x/journal.new"))(kind.into()).to_string();
+        let full = error(rustix::io::Errno::NOSPC);
+        for part in
+            ["cannot write `/opt/x/journal.new`", "No space left", "docker image prune", "SPACELIFT_LAUNCHER_DIR"]
+        {
+            assert!(full.contains(part), "{full}");
+        }
+        assert!(!full.contains("own this directory"), "{full}");
+        assert!(error(rustix::io::Errno::ACCESS).contains("own this directory"));
     }
 
     #[test]

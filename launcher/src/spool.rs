@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use launcher_wire::api::LogSummary;
 use sha2::{Digest as _, Sha256};
+use spacelift_worker::shortage;
 
 use digest::Running;
 
@@ -94,7 +95,7 @@ pub enum Error {
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |error| Error::Io { action, path, reason: error.to_string() }
+    move |error| Error::Io { action, path, reason: format!("{error}{}", shortage::advice(&error)) }
 }
 
 /// What the log is up to some place.

@@ -1,16 +1,17 @@
 //! What a worker downloads and uploads, by way of the launcher: only it has the pool's key.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use launcher_wire::api::Object;
 use launcher_wire::key::PoolKey;
 use sha2::{Digest as _, Sha256};
+use spacelift_worker::archive::MAXIMUM_PACKED;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use crate::slot;
-use crate::upload::{Closed, Error, Parcel, Store, get_sealed};
+use crate::upload::{Closed, Error, Parcel, Store, file_error, get_sealed};
 
 /// Parts that the worker has not taken yet.
 const QUEUE: usize = 4;
@@ -26,31 +27,47 @@ pub struct Transfer {
     store: Store,
     key: PoolKey,
     directory: PathBuf,
+    limit: u64,
 }
 
 impl Transfer {
-    /// `directory` is where uploads wait, encrypted, until the object store has them.
+    /// `directory` is where uploads wait, encrypted, until the object store has them, and a source until its digest is known.
     #[must_use]
     pub fn new(store: Store, key: PoolKey, directory: PathBuf) -> Self {
-        Self { store, key, directory }
+        Self { store, key, directory, limit: MAXIMUM_PACKED }
+    }
+
+    /// With another limit of a download's bytes than [`MAXIMUM_PACKED`].
+    #[must_use]
+    pub fn limited_to(self, limit: u64) -> Self {
+        Self { limit, ..self }
     }
 
     /// The source: all of it is here, and is what the control plane named, before the first part is given.
     ///
     /// # Errors
-    /// It is not to be had, or another one.
+    /// It is not to be had, another one, or larger than any that is unpacked; or there is no room for it.
     pub async fn source(&self) -> Result<Parts, Error> {
         let failed = |reason: String| Error::Download { object: "the source".to_owned(), reason };
         let expected = slot::kept_source(&self.directory).map_err(|error| failed(error.to_string()))?;
         let mut download = self.store.get(Object::Source).await?;
+        let no_room = |error: io::Error| file_error("keep the source in", &self.directory, &error);
         // Without a name: nothing is left of it whatever happens.
-        let file = tempfile::tempfile_in(&self.directory).map_err(|error| failed(error.to_string()))?;
+        let file = tempfile::tempfile_in(&self.directory).map_err(no_room)?;
         let mut kept = tokio::fs::File::from_std(file);
-        let mut digest = Sha256::new();
+        let (mut digest, mut size) = (Sha256::new(), 0);
         while let Some(part) = download.chunk().await? {
-            digest.update(part.as_ref());
-            kept.write_all(part.as_ref()).await.map_err(|error| failed(error.to_string()))?;
+            let part = part.as_ref();
+            size += part.len() as u64;
+            // A length that the store says is known before any of it takes room.
+            if size.max(download.length().unwrap_or_default()) > self.limit {
+                return Err(Error::TooLarge { object: "the source".to_owned(), limit: self.limit });
+            }
+            digest.update(part);
+            kept.write_all(part).await.map_err(no_room)?;
         }
+        // What is still on its way to the disk would fail where nobody says why.
+        kept.flush().await.map_err(no_room)?;
         let found: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         if !found.eq_ignore_ascii_case(&expected) {
             return Err(failed(format!(
@@ -58,7 +75,7 @@ impl Transfer {
                  exchanged it: look at who may write to the object store"
             )));
         }
-        kept.rewind().await.map_err(|error| failed(error.to_string()))?;
+        kept.rewind().await.map_err(no_room)?;
         let (sender, parts) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             loop {
@@ -87,12 +104,18 @@ impl Transfer {
     pub async fn workspace(&self) -> Result<Parts, Error> {
         let mut opened = get_sealed(&self.store, Object::Workspace, &self.key).await?;
         let (sender, parts) = mpsc::channel(QUEUE);
+        let limit = self.limit;
         tokio::task::spawn_blocking(move || {
+            let mut left = limit;
             loop {
                 let mut part = vec![0; PART];
                 let part = match opened.read(&mut part) {
                     Ok(0) => return,
+                    Ok(count) if count as u64 > left => {
+                        Err(Error::TooLarge { object: "the workspace".to_owned(), limit })
+                    }
                     Ok(count) => {
+                        left -= count as u64;
                         part.truncate(count);
                         Ok(part)
                     }

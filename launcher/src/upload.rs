@@ -7,7 +7,7 @@ mod log;
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use launcher_wire::api::{Object, ObjectRequest, Operation, Presigned};
@@ -15,6 +15,7 @@ use launcher_wire::id::{AssignmentId, RunId};
 use launcher_wire::key::PoolKey;
 use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Body, Method, Response, StatusCode, Url};
+use spacelift_worker::shortage;
 use tempfile::NamedTempFile;
 
 pub use log::{Log, Pending, Settings};
@@ -85,6 +86,14 @@ pub enum Error {
         object: String,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// More than what anybody keeps.
+    #[error("{object} has more than {limit} bytes, which is the limit; leave out what no stage needs")]
+    TooLarge {
+        /// What.
+        object: String,
+        /// Bytes.
+        limit: u64,
     },
     /// A file on this host.
     #[error("{0}")]
@@ -294,8 +303,9 @@ impl Store {
     }
 }
 
-fn file_error(verb: &str, path: &Path, error: &io::Error) -> Error {
-    Error::File(format!("cannot {verb} {}: {error}", path.display()))
+/// Of a file on this host, with what to do where its disk is full.
+pub(crate) fn file_error(verb: &str, path: &Path, error: &io::Error) -> Error {
+    Error::File(format!("cannot {verb} `{}`: {error}{}", path.display(), shortage::advice(error)))
 }
 
 /// Whether asking again is likely to get the same answer.
@@ -386,6 +396,8 @@ pub struct Parcel {
     sealer: Sealer<io::BufWriter<NamedTempFile>>,
     object: Object,
     size: u64,
+    /// Of its file, for messages.
+    path: PathBuf,
 }
 
 impl fmt::Debug for Parcel {
@@ -403,9 +415,10 @@ impl Parcel {
         // tempfile makes files that only their owner reads.
         let file =
             NamedTempFile::new_in(directory).map_err(|error| file_error("create a file in", directory, &error))?;
-        let sealer = Sealer::new(io::BufWriter::new(file), key, &store.purpose(object))
-            .map_err(|error| Error::File(error.to_string()))?;
-        Ok(Self { sealer, object, size: 0 })
+        let path = file.path().to_owned();
+        let sealer = Sealer::new(io::BufWriter::new(file), key, &store.purpose(object));
+        let sealer = sealer.map_err(|error| sealing_error(&path, error))?;
+        Ok(Self { sealer, object, size: 0, path })
     }
 
     /// Bytes that were written, before encryption.
@@ -419,21 +432,31 @@ impl Parcel {
     /// # Errors
     /// The disk fails.
     pub fn finish(self) -> Result<Closed, Error> {
-        let writer = self.sealer.finish().map_err(|error| Error::File(error.to_string()))?;
-        let file = writer.into_inner().map_err(|error| Error::File(error.error().to_string()))?;
-        Ok(Closed { file, object: self.object, size: self.size })
+        let Self { sealer, object, size, path } = self;
+        let writer = sealer.finish().map_err(|error| sealing_error(&path, error))?;
+        let file = writer.into_inner().map_err(|error| file_error("write", &path, error.error()))?;
+        Ok(Closed { file, object, size })
     }
 }
 
 impl Write for Parcel {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.sealer.write(bytes)?;
+        let written = self.sealer.write(bytes);
+        let count = written.map_err(|error| io::Error::new(error.kind(), file_error("write", &self.path, &error)))?;
         self.size += count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.sealer.flush()
+    }
+}
+
+/// An error of the disk names the file.
+fn sealing_error(path: &Path, error: sealed::Error) -> Error {
+    match error {
+        sealed::Error::Io(error) => file_error("write", path, &error),
+        other => Error::File(other.to_string()),
     }
 }
 

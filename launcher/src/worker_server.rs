@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use launcher_wire::api::{Changes, Object};
 use rustix::process::geteuid;
+use spacelift_worker::archive::MAXIMUM_PACKED;
 use spacelift_worker::protocol::service::launcher_server::{Launcher, LauncherServer};
 use spacelift_worker::protocol::{
     self, Chunk, Download, DownloadRequest, FromWorker, Hello, MAXIMUM_FROM_WORKER, MAXIMUM_MESSAGE, MAXIMUM_PART,
@@ -374,12 +375,18 @@ impl Launcher for Service {
                 None => shared.transfer.parcel(stored_as(kind)).map_err(internal)?,
             };
             size += part.data.len() as u64;
+            // The worker's own limits are smaller: this is for one that has none.
+            if size > MAXIMUM_PACKED {
+                return Err(refused(format_args!(
+                    "the upload has more than {MAXIMUM_PACKED} bytes, which is the limit"
+                )));
+            }
             complete = part.last;
             life.passed().await;
             // Encrypting is work for a processor, and the disk may be slow.
             let file = tokio::task::spawn_blocking(move || file.write_all(&part.data).map(|()| file)).await;
             let file = file.map_err(internal)?;
-            sealed = Some(file.map_err(|error| internal(format_args!("cannot keep the upload: {error}")))?);
+            sealed = Some(file.map_err(|error| internal(format_args!("the upload cannot be kept: {error}")))?);
         }
         let (Some(what), Some(sealed), true) = (what, sealed, complete) else {
             return Err(Status::aborted("the upload broke off"));

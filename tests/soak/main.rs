@@ -14,8 +14,6 @@ use integration_tests::program;
 use integration_tests::random::Random;
 use integration_tests::release::Release;
 
-const PARTS: [Part; 6] = [Part::Launcher, Part::Broker, Part::ControlPlane, Part::Store, Part::Engine, Part::Container];
-const FAULTS: [Fault; 2] = [Fault::Crash, Fault::Stall];
 const LAUNCHERS: usize = 2;
 
 #[expect(clippy::print_stdout, reason = "it is a program for people")]
@@ -70,12 +68,12 @@ fn main() -> Result<ExitCode> {
 fn every_case() -> Vec<Case> {
     let begun = |milliseconds| Moment::Begun(Duration::from_millis(milliseconds));
     let mut cases = vec![];
-    for part in PARTS {
-        for fault in FAULTS {
+    for part in Part::ALL {
+        for fault in Fault::ALL {
             for moment in
                 [begun(50), begun(400), Moment::Planning, Moment::PlanEnding, Moment::Applying, Moment::ApplyEnding]
             {
-                if part != Part::Container || matches!(moment, Moment::Planning | Moment::Applying) {
+                if fault.can_strike(part, moment) {
                     cases.push(Case { part, fault, moment, duration: Duration::from_secs(3) });
                 }
             }
@@ -85,14 +83,19 @@ fn every_case() -> Vec<Case> {
 }
 
 fn any_case(random: &mut Random) -> Case {
-    let part = PARTS[random.below(6) as usize];
-    let fault = FAULTS[random.below(2) as usize];
-    let moment = match random.below(5) {
-        0 if part != Part::Container => Moment::Begun(Duration::from_millis(random.below(3000))),
-        1 if part != Part::Container => Moment::PlanEnding,
-        2 if part != Part::Container => Moment::ApplyEnding,
-        3 => Moment::Applying,
-        _ => Moment::Planning,
+    let (part, fault, moment) = loop {
+        let part = Part::ALL[random.below(Part::ALL.len() as u64) as usize];
+        let fault = Fault::ALL[random.below(Fault::ALL.len() as u64) as usize];
+        let moment = match random.below(5) {
+            0 => Moment::Begun(Duration::from_millis(random.below(3000))),
+            1 => Moment::PlanEnding,
+            2 => Moment::ApplyEnding,
+            3 => Moment::Applying,
+            _ => Moment::Planning,
+        };
+        if fault.can_strike(part, moment) {
+            break (part, fault, moment);
+        }
     };
     // Mostly short, now and then longer than most limits of a single attempt.
     let longest = [500, 2_000, 8_000, 70_000][random.below(4) as usize];

@@ -296,6 +296,11 @@ pub struct Killed {
 }
 
 impl Killed {
+    /// The directory that it kept its files in.
+    pub fn directory(&self) -> PathBuf {
+        self.data.path().join("spacelift")
+    }
+
     /// Starts the launcher as before.
     ///
     /// # Panics

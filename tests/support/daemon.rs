@@ -98,6 +98,14 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
+    /// Has it read its configuration again.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn read_configuration(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
+    }
+
     /// Asks it to end, and waits until it has: its exit code, if it was not ended by a signal.
     ///
     /// # Panics

@@ -1,9 +1,12 @@
 //! A container engine.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -16,6 +19,10 @@ use crate::run::{self, finish, succeed};
 const IN_NAMESPACE: &str = "mount -t tmpfs tmpfs /run && if [ -d /etc/docker ]; then mount -t tmpfs tmpfs /etc/docker; fi \
                             && exec \"$@\"";
 
+/// How long an engine may take to heed another configuration.
+const CONFIGURATION_LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
 /// The configuration of an engine whose containers live on while it does not.
 pub const LIVE_RESTORE: &str = "{\"live-restore\": true}";
 
@@ -27,6 +34,7 @@ pub struct Engine {
     pub dockerd: Service,
     _containerd: Daemon,
     data: TempDir,
+    config_json: String,
 }
 
 impl Engine {
@@ -43,9 +51,17 @@ impl Engine {
     /// # Panics
     /// The tests do not run as root, or it does not start.
     pub fn start_with(config_json: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_in(interactive::short_directory(), config_json, environment)
+    }
+
+    /// The same, with everything of it below this directory.
+    ///
+    /// # Panics
+    /// The tests do not run as root, or it does not start.
+    pub fn start_in(directory: &Path, config_json: &str, environment: &[(&str, &str)]) -> Self {
         run::assert_root("a container engine");
         // Sockets are in it, and a socket's path has at most 108 bytes.
-        let data = tempfile::Builder::new().prefix("dock").tempdir_in(interactive::short_directory()).unwrap();
+        let data = tempfile::Builder::new().prefix("dock").tempdir_in(directory).unwrap();
         let at = |name: &str| data.path().join(name);
         let config = format!(
             "version = 2\nroot = \"{0}/containerd\"\nstate = \"{0}/containerd-state\"\n\
@@ -78,7 +94,26 @@ impl Engine {
         let mut ping = client(data.path());
         ping.args(["version", "--format", "{{.Server.Version}}"]);
         let dockerd = Service::start(dockerd, &at("dockerd"), move || finish(&mut ping).code == Some(0));
-        Self { dockerd, _containerd: containerd, data }
+        Self { dockerd, _containerd: containerd, data, config_json: config_json.to_owned() }
+    }
+
+    /// Ends it in order, and all containers with it, also when it was started with [`LIVE_RESTORE`].
+    ///
+    /// # Panics
+    /// It has ended already, or does not hear that nothing is to live on.
+    pub fn end(&mut self) {
+        // What a file does not name stays as it was.
+        fs::write(self.data.path().join("daemon.json"), "{\"live-restore\": false}").unwrap();
+        self.dockerd.daemon().read_configuration();
+        let begun = Instant::now();
+        while succeed(self.docker().args(["info", "--format", "{{.LiveRestoreEnabled}}"])).trim() != "false" {
+            assert!(begun.elapsed() < CONFIGURATION_LIMIT, "{}", self.dockerd.log());
+            thread::sleep(POLL);
+        }
+        self.dockerd.stop();
+        fs::write(self.data.path().join("daemon.json"), &self.config_json).unwrap();
+        // It is there if it had to be killed.
+        let _ = fs::remove_file(self.data.path().join("docker.pid"));
     }
 
     /// Ends it as a crash does. Its containers live on if it was started with [`LIVE_RESTORE`].
@@ -177,6 +212,7 @@ pub fn busybox_root() -> TempDir {
     assert!(linked.says("not a dynamic executable"), "install busybox-static; this busybox needs libraries: {linked}");
     fs::create_dir(root.path().join("bin")).unwrap();
     fs::create_dir(root.path().join("tmp")).unwrap();
+    fs::set_permissions(root.path().join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     // A copy by another process: while this one has a file open for writing, a fork of it keeps others from executing it.
     succeed(run::tool("cp").arg(busybox).arg(root.path().join("bin/busybox")));
     root

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use launcher_wire::api::{Outcome, RunState, RunType, Variable, Workflow};
-use launcher_wire::id::RunId;
+use launcher_wire::id::{RunId, WorkerId};
 use mothership::admin::{Run, Stack, WorkerStatus};
 use tempfile::TempDir;
 
@@ -44,15 +44,46 @@ pub enum Part {
     Engine,
     /// The container of the run.
     Container,
+    /// The image of the run, which is on the host alone.
+    Image,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Launcher, Self::Broker, Self::ControlPlane, Self::Store, Self::Engine, Self::Container, Self::Image];
 }
 
 /// What happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It ends without a chance to do anything, and is started again later. A container: its processes are killed.
+    /// It ends without a chance to do anything, and is started again later. A container: its processes are killed. An image: it is
+    /// removed, and comes back later.
     Crash,
     /// It does nothing for a while, and its connections stay open. A container: it is removed with force.
     Stall,
+    /// An engine: it ends in order, and its containers with it, and is started again later.
+    Restart,
+    /// A container: its memory runs out.
+    Starve,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Crash, Self::Stall, Self::Restart, Self::Starve];
+
+    /// Whether this can happen to a part, at a moment.
+    #[must_use]
+    pub fn can_strike(self, part: Part, moment: Moment) -> bool {
+        match (part, self) {
+            (Part::Container, Self::Restart) | (Part::Image, Self::Stall | Self::Restart | Self::Starve) => false,
+            (Part::Container, _) => matches!(moment, Moment::Planning | Moment::Applying),
+            // One that a container is made of stays.
+            (Part::Image, Self::Crash) => matches!(moment, Moment::Begun(_) | Moment::PlanEnding),
+            (Part::Engine, Self::Restart) | (_, Self::Crash | Self::Stall) => true,
+            (_, Self::Restart | Self::Starve) => false,
+        }
+    }
 }
 
 /// When it happens.
@@ -88,9 +119,11 @@ impl fmt::Display for Case {
         let Self { part, fault, moment, duration } = self;
         let (fault, part) = match (fault, part) {
             (Fault::Crash, Part::Container) => ("kill", part),
-            (Fault::Stall, Part::Container) => ("removal", part),
+            (Fault::Stall, Part::Container) | (Fault::Crash, Part::Image) => ("removal", part),
             (Fault::Crash, _) => ("crash", part),
             (Fault::Stall, _) => ("stall", part),
+            (Fault::Restart, _) => ("restart", part),
+            (Fault::Starve, _) => ("starvation", part),
         };
         let what = format!("{part:?} {fault}");
         let when = match moment {
@@ -174,9 +207,11 @@ impl Site {
         let control_plane = ControlPlane::start(mothership, strict_s3);
         let (image, pool) = (runner_image(&engine), control_plane.pool());
         let mounts = format!("{}:/mnt/marks", marks.path().display());
-        let variables = [("SPACELIFT_WORKER_EXTRA_MOUNTS", mounts.as_str())];
+        succeed(engine.docker().args(["save", "--output"]).arg(saved_image(&engine)).arg("runner"));
+        let variables = [("SPACELIFT_WORKER_EXTRA_MOUNTS", mounts.as_str()), ("SPACELIFT_WORKER_MEMORY", "128m")];
         let start = || Some(Launcher::start(launcher, &engine, &pool, &variables));
-        let launchers = (0..launchers).map(|_| start()).collect();
+        let launchers: Vec<_> = (0..launchers).map(|_| start()).collect();
+        abandon(&place_of_another(&launchers[0].as_ref().expect("it was started").directory(), &pool));
         control_plane.wait_for_worker(None, WorkerStatus::Idle);
         let (counts, number, program) = (Counts::default(), 0, launcher.to_owned());
         Self { control_plane, engine, pool, image, program, launchers, marks, counts, number }
@@ -215,6 +250,15 @@ impl Site {
     /// A launcher does not end.
     pub fn finish(&mut self) -> Vec<String> {
         let mut wrong = vec![];
+        // Meanwhile one of them has looked after what another left on its host, or does so soon.
+        let left = self.launchers[0].as_ref().map(|launcher| place_of_another(&launcher.directory(), &self.pool));
+        let begun = Instant::now();
+        while left.as_ref().is_some_and(|place| place.join("run").exists()) && begun.elapsed() < LIMIT {
+            thread::sleep(POLL);
+        }
+        if left.is_some_and(|place| place.join("run").exists()) {
+            wrong.push("what a launcher left that does not come back is still there".to_owned());
+        }
         let mut places = vec![self.control_plane.store.state(), self.control_plane.broker.directory().to_owned()];
         let mut hosts = vec![];
         for launcher in self.launchers.drain(..).flatten() {
@@ -244,7 +288,8 @@ impl Site {
         let script = |stage: &str| {
             format!(
                 "echo started >> /mnt/marks/{number}.{stage}.starts; i=0; while [ $i -lt {LINES} ]; do \
-                 echo \"{stage} line $i $PASSWORD\"; i=$((i + 1)); sleep 0.05; done; \
+                 echo \"{stage} line $i $PASSWORD\"; i=$((i + 1)); sleep 0.05; \
+                 if [ -e /mnt/marks/{number}.starve ]; then busybox tail /dev/zero; exit 1; fi; done; \
                  echo ended > /mnt/marks/{number}.{stage}.ends"
             )
         };
@@ -291,7 +336,7 @@ impl Site {
     fn strike(&mut self, case: &Case, run: RunId) -> Result<(), String> {
         let wait = || thread::sleep(case.duration);
         match (case.part, case.fault) {
-            (Part::Launcher, fault) => {
+            (Part::Launcher, fault @ (Fault::Crash | Fault::Stall)) => {
                 let index = self.launcher_of(run);
                 let launcher = self.launchers[index].take().expect("it runs");
                 let launcher = if fault == Fault::Crash {
@@ -326,6 +371,27 @@ impl Site {
                 wait();
                 self.engine.restart();
             }
+            (Part::Engine, Fault::Restart) => {
+                self.engine.end();
+                wait();
+                self.engine.restart();
+            }
+            (Part::Container, Fault::Starve) => {
+                // The job itself takes all there is. Its mount shows it the mark.
+                let number = self.number;
+                fs::write(self.mark(number, "starve"), "").unwrap();
+            }
+            (Part::Image, Fault::Crash) => {
+                let begun = Instant::now();
+                while finish(self.engine.docker().args(["rmi", "--force", &self.image])).code != Some(0) {
+                    if begun.elapsed() > LIMIT {
+                        return Err("the image cannot be removed".to_owned());
+                    }
+                    thread::sleep(POLL);
+                }
+                wait();
+                succeed(self.engine.docker().args(["load", "--input"]).arg(saved_image(&self.engine)));
+            }
             (part @ (Part::Broker | Part::ControlPlane | Part::Store | Part::Engine), Fault::Stall) => {
                 let daemon = match part {
                     Part::Broker => self.control_plane.broker.daemon(),
@@ -337,12 +403,13 @@ impl Site {
                 wait();
                 daemon.resume();
             }
-            (Part::Container, fault) => {
+            (Part::Container, fault @ (Fault::Crash | Fault::Stall)) => {
                 let containers = self.containers();
                 let Some(container) = containers.first() else { return Err("there is no container".to_owned()) };
                 let verb = if fault == Fault::Crash { &["kill"][..] } else { &["rm", "--force"][..] };
                 finish(self.engine.docker().args(verb).arg(container));
             }
+            (part, fault) => return Err(format!("{fault:?} cannot strike {part:?}")),
         }
         Ok(())
     }
@@ -439,6 +506,23 @@ impl Site {
     }
 }
 
+/// Where a second launcher of the same host would be.
+fn place_of_another(directory: &Path, pool: &Pool) -> PathBuf {
+    directory.join("pools").join(pool.id.to_string()).join("1")
+}
+
+/// Makes a place look as after a launcher that does not come back, with files of a run that has ended.
+fn abandon(place: &Path) {
+    fs::create_dir_all(place.join("run/workspace")).unwrap();
+    fs::write(place.join("worker"), format!("{}\n", WorkerId::new())).unwrap();
+    fs::write(place.join("lock"), "").unwrap();
+}
+
+/// What the image is restored from.
+fn saved_image(engine: &Engine) -> PathBuf {
+    engine.path().join("saved.tar")
+}
+
 /// Whether a run may have ended otherwise than well after this.
 fn explains(case: &Case, ended: &Run) -> bool {
     let Some(report) = ended.stages.last().and_then(|stage| stage.report.as_ref()) else { return false };
@@ -448,7 +532,14 @@ fn explains(case: &Case, ended: &Run) -> bool {
             matches!(case.moment, Moment::Begun(_)) && case.fault == Fault::Crash
         }
         (Part::Engine, Outcome::Unable) => matches!(case.moment, Moment::Begun(_)),
-        (Part::Container, outcome) => outcome == Outcome::ContainerLost,
+        (Part::Engine, Outcome::ContainerLost) => {
+            case.fault == Fault::Restart && report.message.contains("live-restore")
+        }
+        (Part::Container, Outcome::OutOfMemory) => {
+            case.fault == Fault::Starve && report.message.contains("SPACELIFT_WORKER_MEMORY")
+        }
+        (Part::Container, Outcome::ContainerLost) => case.fault != Fault::Starve,
+        (Part::Image, Outcome::Unable) => report.message.contains("image"),
         _ => false,
     }
 }

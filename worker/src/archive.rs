@@ -13,6 +13,7 @@ use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use tar::{Archive, Builder, EntryType, Header};
 
+use crate::shortage;
 use crate::untrusted::{self, Links, shown};
 
 /// What an archive may have, packed or unpacked. A workspace that could not be unpacked again is not packed either.
@@ -32,6 +33,8 @@ struct Limits {
 const LIMITS: Limits =
     Limits { entries: 1_000_000, size: 64 * GIBIBYTE, header: 1024 * 1024, directories: GIBIBYTE / 4 };
 const GIBIBYTE: u64 = 1024 * 1024 * 1024;
+/// Bytes of an archive that anybody keeps on a disk: what may be unpacked, where nothing of it can be compressed.
+pub const MAXIMUM_PACKED: u64 = LIMITS.size + GIBIBYTE;
 /// What is kept of a directory besides its extended headers.
 const DIRECTORY: u64 = 1024;
 /// More than the headers of a directory have besides its name, with what fills up the entry before.
@@ -89,7 +92,7 @@ pub enum Error {
     #[error("`{0}` changed while it was packed; end what writes to it in a hook")]
     Changed(String),
     /// It is cut off, damaged, or the disk is full.
-    #[error("{context}{source}")]
+    #[error("{context}{source}{}", shortage::advice(source))]
     Io {
         /// Where, with what separates it from the reason.
         context: String,

@@ -23,7 +23,7 @@ pub enum Error {
     #[error("the mounted file `{0}` would replace a directory; mount it under another name")]
     Directory(String),
     /// The operating system refused.
-    #[error("the mounted file `{path}` cannot be written: {source}")]
+    #[error("the mounted file `{path}` cannot be written: {source}{}", crate::shortage::advice(source))]
     Io {
         /// The file.
         path: String,

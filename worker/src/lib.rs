@@ -29,5 +29,6 @@ pub mod log;
 pub mod masking;
 pub mod runtime_config;
 pub mod shell;
+pub mod shortage;
 pub mod transfer;
 pub mod untrusted;

@@ -21,6 +21,7 @@ use crate::masking::{Masker, Secrets};
 use crate::protocol::{Changes, Hooks, Job, Outcome, Phase, Result as Ended, Stage, Tool, Upload, Workflow};
 use crate::session::{Launcher, Outbox};
 use crate::shell::{SHELL, Script, Word};
+use crate::shortage;
 use crate::stop::Stops;
 use crate::transfer;
 use crate::untrusted::{self, Links};
@@ -64,7 +65,7 @@ enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Failed(format!("the worker cannot work: {error}"))
+        Self::Failed(format!("the worker cannot work: {error}{}", shortage::advice(&error)))
     }
 }
 
@@ -198,7 +199,7 @@ impl Run {
             remove(old)?;
         }
         let word = Word { worker: &self.place.worker, environment: &dumped, reached: &reached };
-        fs::write(&file, script.bytes(&word))?;
+        fs::write(&file, script.bytes(&word)).map_err(|error| at(&file, "written", &error))?;
         let mut environment = self.environment.clone();
         prepare::set_state(&mut environment, "run_state", state);
         let program = Program {
@@ -207,12 +208,14 @@ impl Run {
             directory: self.project.clone(),
             output: None,
         };
+        let before = shortage::refused_processes();
         let end = self.executor.run(program).await;
         let left = untrusted::read(&dumped, Links::Refused, MAXIMUM_ENVIRONMENT);
         if let Ok(Some(bytes)) = &left {
             self.environment = Environment::from_bytes(bytes);
         }
-        match end.map_err(|error| Failure::Failed(format!("{SHELL} cannot be started: {error}")))? {
+        let lacking = || shortage::found(before, &[Path::new("/"), Path::new("/tmp"), &self.place.workspace]);
+        match end.map_err(|error| Failure::Failed(format!("{SHELL} cannot be started: {error}{}", lacking())))? {
             End::Stopped => {
                 self.report_stop().await;
                 Err(Failure::Stopped)
@@ -221,7 +224,7 @@ impl Run {
                 let tool = script.command.as_ref().and(self.missing_tool());
                 let reason = match tool {
                     Some(missing) if status.code() == Some(127) => missing,
-                    _ => format!("{name} failed: {}", describe(status)),
+                    _ => format!("{name} failed: {}{}", describe(status), lacking()),
                 };
                 self.executor.log.say(&reason).await;
                 Err(Failure::Failed(reason))
@@ -434,7 +437,7 @@ fn private_directory(path: &Path) -> io::Result<PathBuf> {
         Err(_) => {}
     }
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(path, "made", &error)),
         _ => Ok(path.to_owned()),
     }
 }
@@ -447,11 +450,14 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) => Err(error),
     };
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io::Error::new(error.kind(), format!("`{}` cannot be removed: {error}", untrusted::shown(path))))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path, "removed", &error)),
         _ => Ok(()),
     }
+}
+
+/// An error with the file that it is about, and what was to be done with it.
+fn at(path: &Path, done: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{}` cannot be {done}: {error}", untrusted::shown(path)))
 }
 
 fn describe(status: std::process::ExitStatus) -> String {

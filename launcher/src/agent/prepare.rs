@@ -65,15 +65,15 @@ pub(super) async fn remove(engine: &Engine, name: &str) {
 
 impl Preparation {
     /// Says what became of it with an event. When it is cancelled, or fails, no container is left.
-    pub(super) async fn run(self, cancelled: oneshot::Receiver<()>) {
+    pub(super) async fn run(self, mut cancelled: oneshot::Receiver<()>) {
         // Only what comes before there is a container is given up in the middle. A request to make one that nobody waits for
         // would be fulfilled all the same.
         let spec = tokio::select! {
             spec = self.to_spec() => Some(spec),
-            _ = cancelled => None,
+            _ = &mut cancelled => None,
         };
         let event = match spec {
-            Some(Ok(spec)) => match self.to_container(&spec).await {
+            Some(Ok(spec)) => match self.to_container(&spec, cancelled).await {
                 Ok(()) => return watch_container(Arc::clone(&self.host), self.name.clone(), self.events.clone()),
                 Err(end) => Event::PreparationFailed(end),
             },
@@ -87,8 +87,17 @@ impl Preparation {
         self.events.send(event).await;
     }
 
-    async fn to_container(&self, spec: &ContainerSpec) -> Result<(), End> {
-        let created = self.host.engine.create(spec).await.map_err(unable)?;
+    async fn to_container(&self, spec: &ContainerSpec, cancelled: oneshot::Receiver<()>) -> Result<(), End> {
+        let mut created = self.host.engine.create(spec).await;
+        // Whoever cleans up images on this host may find it in the moment in which no container is made of it yet.
+        if let Err(docker::Error::ImageGone { .. }) = created {
+            tokio::select! {
+                pulled = self.pull(&spec.image) => pulled?,
+                _ = cancelled => return Err(unable("preparing was cancelled")),
+            }
+            created = self.host.engine.create(spec).await;
+        }
+        let created = created.map_err(unable)?;
         // Before it is: what the worker then says must find a run that is being executed.
         self.events.send(Event::Started).await;
         self.host.engine.start(&created.id).await.map_err(unable)
@@ -167,7 +176,7 @@ impl Preparation {
             network: config.network.clone(),
             runtime: config.runtime.clone(),
             environment: vec![],
-            limits: docker::Limits::default(),
+            limits: docker::Limits { memory: config.memory, ..docker::Limits::default() },
         }
     }
 

@@ -7,6 +7,9 @@ use super::{MOUNTS, Scope};
 use crate::registry_credentials::Reference;
 use spacelift_worker::protocol;
 
+/// What the worker and a shell need by themselves, with some room.
+const MINIMUM_MEMORY: u64 = 32 << 20;
+
 /// A file or directory of the host that containers see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -29,6 +32,27 @@ pub(super) fn name(reader: &mut Reader, variable: &str) -> Option<String> {
         return None;
     }
     Some(name)
+}
+
+/// Bytes of memory, as `docker run --memory` takes them: digits, and perhaps one of `b`, `k`, `m` and `g`.
+pub(super) fn memory(reader: &mut Reader, variable: &str) -> Option<u64> {
+    let text = reader.text(variable)?.to_ascii_lowercase();
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 'b')) => (&text[..at], 1),
+        Some((at, 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'g')) => (&text[..at], 1 << 30),
+        _ => (&text[..], 1),
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = digits.parse::<u64>().ok().filter(|_| is_number).and_then(|number| number.checked_mul(unit));
+    match bytes {
+        Some(bytes) if bytes >= MINIMUM_MEMORY => return Some(bytes),
+        Some(_) => reader.problem(variable, "it is less than 32m, in which no tool runs"),
+        None => reader
+            .problem(variable, "it is not an amount of memory. Write a whole number with a unit, such as 512m or 4g"),
+    }
+    None
 }
 
 pub(super) fn image(reader: &mut Reader, variable: &str) -> Option<String> {

@@ -255,6 +255,14 @@ fn names_and_images_are_checked() {
     assert_eq!((config.default_image.as_str(), config.default_ansible_image.as_str()), (image, "ansible"));
     assert_problem(NETWORK, "container:other", "not a name");
     assert_problem(RUNTIME, "-x", "not a name");
+    for (text, bytes) in [("4g", 4 << 30), ("512M", 512 << 20), ("65536k", 64 << 20), ("67108864", 64 << 20)] {
+        assert_eq!(read(&[(MEMORY, text)]).memory, Some(bytes), "{text}");
+    }
+    assert_eq!(read(&[]).memory, None);
+    assert_problem(MEMORY, "31m", "less than 32m");
+    for text in ["g", "4 g", "4gb", "-1g", "+4g", "1.5g", "99999999999g"] {
+        assert_problem(MEMORY, text, "not an amount of memory");
+    }
     assert_problem(IMAGE, "A B", "not the name of an image");
 }
 

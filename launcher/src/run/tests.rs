@@ -54,8 +54,8 @@ fn all(state: State, events: impl IntoIterator<Item = Event>) -> (State, Vec<Act
     })
 }
 
-/// The outcome of a run after these events.
-fn outcome(events: impl IntoIterator<Item = Event>) -> Outcome {
+/// The outcome of a run after these events, and its message.
+fn report(events: impl IntoIterator<Item = Event>) -> (Outcome, String) {
     let ids = ids();
     let begin = [Event::Scheduled(ids), Event::Claimed(job(ids, Stage::Plan))];
     let (state, actions) = all(State::new(LIMITS, Intake::Open), begin.into_iter().chain(events));
@@ -63,7 +63,12 @@ fn outcome(events: impl IntoIterator<Item = Event>) -> Outcome {
     assert!(!actions.iter().any(|action| matches!(action, Action::Report(_))), "not before the log is delivered");
     let (_, actions) = step(state, Event::Flushed(log()));
     let [Action::Report(report)] = &actions[..] else { panic!("{actions:?}") };
-    report.outcome
+    (report.outcome, report.message.clone())
+}
+
+/// The outcome of a run after these events.
+fn outcome(events: impl IntoIterator<Item = Event>) -> Outcome {
+    report(events).0
 }
 
 #[test]
@@ -100,6 +105,24 @@ fn a_run_from_its_offer_to_its_report() {
     let (state, actions) = step(state, Event::Reported);
     assert_eq!(actions, [Action::CleanUp, Action::Announce(WorkerState::Idle)]);
     assert_eq!(state, State::new(LIMITS, Intake::Open));
+}
+
+/// Whoever reads it should know what to do.
+#[test]
+fn what_ends_a_container_is_named_with_what_to_do() {
+    use Event::{Exited, Started};
+    for (events, outcome, says) in [
+        (vec![Started, exited(true)], Outcome::OutOfMemory, "SPACELIFT_WORKER_MEMORY"),
+        (vec![Started, said(WorkerResult::Failed), exited(true)], Outcome::OutOfMemory, "(as the worker says)"),
+        (vec![Started, said(WorkerResult::Finished), exited(true)], Outcome::Finished, "as the worker says"),
+        (vec![Started, said(WorkerResult::Stopped), exited(false)], Outcome::ContainerLost, "live-restore"),
+        (vec![Started, exited(false)], Outcome::ContainerLost, "live-restore"),
+        (vec![Started, Exited(Exit::Gone)], Outcome::ContainerLost, "io.spacelift.run"),
+        (vec![Started, Event::DiskFailed, exited(false)], Outcome::Unable, "SPACELIFT_LAUNCHER_DIR"),
+    ] {
+        let (found, message) = report(events.clone());
+        assert!(found == outcome && message.contains(says), "{events:?}: {found:?}, {message}");
+    }
 }
 
 /// With the two minutes that a cloud gives.
