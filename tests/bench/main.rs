@@ -8,6 +8,7 @@
 //! Usage: `bench-release NAME [PATH-OF-spacelift-bundle]` measures one thing and prints it;
 //! `bench-release all PATH-OF-spacelift-bundle DIRECTORY COMMIT` measures everything and writes the report to DIRECTORY.
 
+mod agent;
 mod pack;
 mod publish;
 mod push;
@@ -45,12 +46,13 @@ enum Run {
 }
 
 /// In the order of the report.
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 6] = [
     Benchmark { name: "pack", run: Run::WithTool(pack::run) },
     Benchmark { name: "verify", run: Run::WithTool(verify::run) },
     Benchmark { name: "publish", run: Run::WithTool(publish::run) },
     Benchmark { name: "push", run: Run::WithTool(push::run) },
     Benchmark { name: "sessions", run: Run::Alone(sessions::run) },
+    Benchmark { name: "agent", run: Run::Alone(agent::run) },
 ];
 
 fn main() -> ExitCode {

@@ -192,7 +192,6 @@ fn pair(name: &str, tool: &str, both: [f64; 2], unit: &str, goal: Option<(String
 }
 
 /// How many of these were at most how large, as a plot, with the median and the value that one in a hundred exceeds.
-#[allow(dead_code, reason = "latencies come with their benchmark")]
 pub(crate) fn cumulative(title: &str, unit: &str, of: &[(&str, &[f64])]) {
     let lines: Vec<Line> = of.iter().map(|&(name, values)| Line::cumulative(name, unit, values)).collect();
     // What lies far outside would leave no room for the rest.

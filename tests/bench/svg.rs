@@ -162,7 +162,7 @@ fn text(svg: &mut String, x: f64, y: f64, class: &str, text: &str) {
 fn ticks(end: f64) -> Vec<f64> {
     let rough = end / 4.0;
     let magnitude = 10_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * magnitude).find(|&step| step >= rough);
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * magnitude).find(|&step| step >= rough);
     let step = step.unwrap_or(rough);
     (0..=4).map(|index| step * f64::from(index)).filter(|&tick| tick <= end * 1.001).collect()
 }

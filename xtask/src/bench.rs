@@ -17,8 +17,9 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 Measures what ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench [pack|verify|publish|push|sessions] [flags]
+Usage: cargo xtask bench [pack|verify|publish|push|sessions|agent] [flags]
 
+      --no-dist      Let `agent` measure the release that is in target/dist; build none
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
 
@@ -26,8 +27,12 @@ With a name it measures that and prints it. Without one it measures everything, 
 docs/bench/report.md with its plots; what fails is named there and at the end, and the others are still measured.
 
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
+`agent` measures the launcher of a release: its size, what it needs while it is idle, beside buildbot-worker, and how soon the
+first line of a run is at the object store. For a quick try, SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200)
+may be less.
 
-Inputs are generated in /var/tmp. Measure on an idle machine. `push` starts a container engine, and so has to be root.
+Inputs are generated in /var/tmp. Measure on an idle machine. `push` and `agent` start a container engine,
+and so have to be root.
 ";
 
 /// The package and program that measures.
@@ -41,16 +46,24 @@ struct Benchmark {
     name: &'static str,
     /// Whether it measures `spacelift-bundle`.
     tool: bool,
+    /// Whether it measures the launcher of a release.
+    release: bool,
     programs: &'static [(&'static str, &'static str)],
 }
 
 /// All of them.
-const BENCHMARKS: [Benchmark; 5] = [
-    Benchmark { name: "pack", tool: true, programs: &[] },
-    Benchmark { name: "verify", tool: true, programs: &[] },
-    Benchmark { name: "publish", tool: true, programs: &[("/usr/bin/aws", "awscli")] },
-    Benchmark { name: "push", tool: true, programs: &PUSH },
-    Benchmark { name: "sessions", tool: false, programs: &[("mosquitto", "mosquitto"), ("openssl", "openssl")] },
+const BENCHMARKS: [Benchmark; 6] = [
+    Benchmark { name: "pack", tool: true, release: false, programs: &[] },
+    Benchmark { name: "verify", tool: true, release: false, programs: &[] },
+    Benchmark { name: "publish", tool: true, release: false, programs: &[("/usr/bin/aws", "awscli")] },
+    Benchmark { name: "push", tool: true, release: false, programs: &PUSH },
+    Benchmark {
+        name: "sessions",
+        tool: false,
+        release: false,
+        programs: &[("mosquitto", "mosquitto"), ("openssl", "openssl")],
+    },
+    Benchmark { name: "agent", tool: false, release: true, programs: &AGENT },
 ];
 /// What `spacelift-bundle` is compared with.
 const TOOL: [(&str, &str); 4] = [("tar", "tar"), ("gzip", "gzip"), ("pigz", "pigz"), ("sha256sum", "coreutils")];
@@ -63,15 +76,29 @@ const PUSH: [(&str, &str); 6] = [
     ("containerd", "docker.io"),
     ("unshare", "util-linux"),
 ];
-/// The S3 store that uploads go to.
-const STORE: &str = "strict-s3";
+/// What a launcher works with, and an agent of others with its master.
+const AGENT: [(&str, &str); 10] = [
+    ("mosquitto", "mosquitto"),
+    ("openssl", "openssl"),
+    ("docker", "docker.io"),
+    ("dockerd", "docker.io"),
+    ("containerd", "docker.io"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("busybox", "busybox-static"),
+    ("buildbot", "buildbot"),
+    ("buildbot-worker", "buildbot-worker"),
+];
+/// What runs beside: the S3 store that uploads go to, and the control plane, with the packages that they are in.
+const SERVERS: [(&str, &str); 2] = [(PACKAGE, "strict-s3"), ("mothership", "mothership")];
 
 /// The command.
 pub(crate) fn run(mut flags: Parser) -> Result<()> {
-    let (mut name, mut no_install) = (None, false);
+    let (mut name, mut no_install, mut no_dist) = (None, false, false);
     while let Some(flag) = flags.next()? {
         match flag {
             Long("no-install") => no_install = true,
+            Long("no-dist") => no_dist = true,
             Short('h') | Long("help") => return Ok(io::stdout().write_all(HELP.as_bytes())?),
             Value(value) if name.is_none() => name = Some(value.string()?),
             Value(_) | Short(_) | Long(_) => return Err(flag.unexpected().into()),
@@ -90,6 +117,11 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
 
     let mut programs: Vec<_> = wanted.iter().flat_map(|one| one.programs).copied().collect();
     programs.extend(TOOL.iter().filter(|_| needs_tool));
+    if !no_dist && wanted.iter().any(|one| one.release) {
+        let mut flags = vec!["--target=all"];
+        flags.extend(no_install.then_some("--no-install"));
+        dist::run(Parser::from_args(flags))?;
+    }
     let mut progress = Progress::new(2);
     progress.step("find the programs to compare with", |progress| {
         debian::install(&debian::missing(&programs), installing, progress)
@@ -97,9 +129,9 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     let cargo = |subcommand: &str| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
-        cargo.args(["--package", PACKAGE, "--bin", PROGRAM]);
+        cargo.args(["--package", PACKAGE, "--bin", PROGRAM]).env("SPACELIFT_DIST_DIR", workspace.dist());
         if subcommand == "build" {
-            cargo.args(["--bin", STORE]);
+            cargo.args(SERVERS.iter().flat_map(|(package, program)| ["--package", *package, "--bin", *program]));
         }
         cargo
     };
