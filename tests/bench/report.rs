@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 
 use crate::race::Race;
-use crate::svg::{self, Bar, Line};
+use crate::svg::{self, Bar, Line, number, quantile};
 
 /// What a row with two programs is to show.
 pub(crate) enum Goal {
@@ -209,14 +209,6 @@ pub(crate) fn over_time(title: &str, of: Vec<(&str, Vec<f64>)>) {
     report().section().lines.push(svg::Lines { title, end, top: largest as f64, lines });
 }
 
-/// The value that this share of all values does not exceed; zero if there are none.
-pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let place = (values.len() as f64 * share).ceil() as usize;
-    values.get(place.saturating_sub(1)).copied().unwrap_or(0.0)
-}
-
 fn ending(goal: Option<&(String, bool)>) -> String {
     goal.map(|(text, met)| format!("; goal {text}: {}", verdict(*met))).unwrap_or_default()
 }
@@ -228,17 +220,6 @@ fn verdict(met: bool) -> &'static str {
 fn with_unit(value: f64, unit: &str) -> String {
     let value = number(value);
     if unit.is_empty() { value } else { format!("{value} {unit}") }
-}
-
-/// Three digits that say something, and all of a larger number.
-pub(crate) fn number(value: f64) -> String {
-    match value.abs() {
-        _ if value.fract() == 0.0 => format!("{value:.0}"),
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
 }
 
 /// Writes the page and its plots into this directory, in place of those that are there. Gives the page's path.

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{number, quantile};
-
 const WIDTH: f64 = 720.0;
 const STYLE: &str = "<style>\
     rect.page{fill:#fff}text{fill:#1f2328;font:13px sans-serif}text.title{font-size:15px;font-weight:600}\
@@ -144,6 +142,25 @@ pub(crate) fn lines(plot: &Lines) -> String {
     svg + "</svg>\n"
 }
 
+/// The value that this share of all values does not exceed; zero if there are none.
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() as f64 * share).ceil() as usize;
+    values.get(place.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+/// Three digits that say something, and all of a larger number.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        _ if value.fract() == 0.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
 fn begin(title: &str, height: f64) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
@@ -169,7 +186,7 @@ fn ticks(end: f64) -> Vec<f64> {
 
 /// Tools are named on the left, where there is room for so much.
 fn shortened(text: &str) -> String {
-    const MOST: usize = 26;
+    const MOST: usize = 22;
     if text.chars().count() <= MOST { text.to_owned() } else { text.chars().take(MOST - 1).chain(['…']).collect() }
 }
 

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 /// How often the wait is halved at first. Of two seconds that is eight milliseconds, less than a person sees.
 const BURST: u32 = 8;
-/// How long a chunk stays open for what comes together with its first line.
-const TOGETHER: Duration = Duration::from_millis(10);
+/// How long a chunk stays open for what comes together with its first line: what a program says in one go takes no longer.
+const TOGETHER: Duration = Duration::from_millis(2);
 
 /// The chunks of a log, as far as their times go.
 #[derive(Debug)]
@@ -71,19 +71,19 @@ mod tests {
 
     #[test]
     fn the_first_line_goes_at_once() {
-        assert_eq!(sealed([0]), [10]);
-        assert_eq!(sealed([500]), [510]);
+        assert_eq!(sealed([0]), [2]);
+        assert_eq!(sealed([500]), [502]);
     }
 
     #[test]
     fn what_comes_together_is_one_chunk() {
-        assert_eq!(sealed([0, 1, 5, 9]), [10]);
+        assert_eq!(sealed([0, 1, 1]), [2]);
     }
 
     /// The launcher says that it begins; the container's first line comes a moment later, and then the job's.
     #[test]
     fn so_do_the_lines_of_a_beginning() {
-        assert_eq!(sealed([0, 300, 340]), [10, 310, 350]);
+        assert_eq!(sealed([0, 300, 340]), [2, 302, 342]);
     }
 
     #[test]
@@ -109,15 +109,15 @@ mod tests {
     #[test]
     fn after_a_silence_a_line_goes_at_once_again() {
         let busy = (0..60_000).step_by(10);
-        let sealed = sealed(busy.chain([62_000, 65_000, 68_000]));
-        assert!(sealed.ends_with(&[62_010, 65_010, 68_010]), "{sealed:?}");
+        let sealed = sealed(busy.chain([65_000, 68_000, 71_000]));
+        assert!(sealed.ends_with(&[65_002, 68_002, 71_002]), "{sealed:?}");
     }
 
     /// A line every three seconds is a chunk of its own, and no more than that.
     #[test]
     fn a_slow_log_has_a_chunk_for_each_line() {
         let sealed = sealed((0..60_000).step_by(3_000));
-        assert_eq!(sealed, (0..60_000).step_by(3_000).map(|line| line + 10).collect::<Vec<_>>());
+        assert_eq!(sealed, (0..60_000).step_by(3_000).map(|line| line + 2).collect::<Vec<_>>());
     }
 
     /// A disk that is full is not asked again every few milliseconds.
