@@ -113,6 +113,14 @@ mod tests {
         assert!(sealed.ends_with(&[65_002, 68_002, 71_002]), "{sealed:?}");
     }
 
+    /// The next stage of a run, or whatever comes after people were asked.
+    #[test]
+    fn after_a_long_silence_there_is_another_beginning() {
+        let busy = (0..60_000).step_by(10);
+        let sealed = sealed(busy.chain([80_000, 80_300, 80_340]));
+        assert!(sealed.ends_with(&[80_002, 80_302, 80_342]), "{sealed:?}");
+    }
+
     /// A line every three seconds is a chunk of its own, and no more than that.
     #[test]
     fn a_slow_log_has_a_chunk_for_each_line() {
