@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
@@ -131,7 +132,6 @@ fn idle(site: &Site) -> Result<()> {
     let before = [used(processes[0])?, used(processes[1])?];
     thread::sleep(Duration::from_secs(seconds));
     let after = [used(processes[0])?, used(processes[1])?];
-    let difference = |of: fn(&Used) -> f64| [0, 1].map(|index| of(&after[index]) - of(&before[index]));
     for (name, field, goal) in [
         ("memory (VmRSS)", "VmRSS:", Some(Limit::AtMost(MEMORY_GOAL))),
         ("memory that is no file's (RssAnon)", "RssAnon:", None),
@@ -140,16 +140,25 @@ fn idle(site: &Site) -> Result<()> {
         let [Some(ours), Some(theirs)] = sizes else { anyhow::bail!("one of the agents has ended") };
         beside(name, "buildbot-worker", [ours, theirs], "MB", goal)?;
     }
-    let ticks = difference(|used| used.ticks as f64);
+    let ticks = [0, 1].map(|agent| (after[agent].ticks - before[agent].ticks) as f64);
     beside("processor ticks of 10 ms", "buildbot-worker", ticks, "", Some(Limit::AtMost(0.0)))?;
-    let exactly = difference(|used| used.nanoseconds as f64 / 1e6);
+    let exactly = [0, 1].map(|agent| after[agent].since(&before[agent]) as f64 / 1e6);
     beside("processor time by the scheduler", "buildbot-worker", exactly, "ms", None)
 }
 
 /// Processor time of a process.
 struct Used {
     ticks: u64,
-    nanoseconds: u64,
+    /// Nanoseconds, by thread.
+    threads: BTreeMap<OsString, u64>,
+}
+
+impl Used {
+    /// Nanoseconds. What a thread did that has ended meanwhile is not in them; ticks have it.
+    fn since(&self, before: &Self) -> u64 {
+        let earlier = |thread| before.threads.get(thread).copied().unwrap_or(0);
+        self.threads.iter().map(|(thread, nanoseconds)| nanoseconds.saturating_sub(earlier(thread))).sum()
+    }
 }
 
 fn used(process: u32) -> Result<Used> {
@@ -157,13 +166,15 @@ fn used(process: u32) -> Result<Used> {
     // The second field is the program's name in parentheses; its own times are the 14th and 15th.
     let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat")?;
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    let mut nanoseconds = 0;
+    let mut threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        // A thread may have ended meanwhile.
-        let spent = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += spent.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let thread = thread?;
+        // It may have ended meanwhile.
+        let spent = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        let nanoseconds = spent.split(' ').next().and_then(|field| field.parse().ok());
+        threads.extend(nanoseconds.map(|nanoseconds| (thread.file_name(), nanoseconds)));
     }
-    Ok(Used { ticks, nanoseconds })
+    Ok(Used { ticks, threads })
 }
 
 /// A Buildbot worker and its master, which has nothing for it to do.
