@@ -21,6 +21,7 @@ mod registry_push;
 mod accidents;
 mod components;
 mod parsers;
+mod plots;
 
 // The launcher's side of the container engine.
 mod launcher_docker;

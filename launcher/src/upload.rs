@@ -4,6 +4,7 @@
 //! secrets, so none is in a message.
 
 mod log;
+mod pace;
 
 use std::fmt;
 use std::io::{self, Read, Write};

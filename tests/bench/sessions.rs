@@ -22,7 +22,8 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::{heading, memory, say};
+use crate::report::print;
+use crate::{Limit, figure, heading, memory, over_time};
 
 /// Sessions at once.
 const SESSIONS: usize = 1000;
@@ -56,19 +57,14 @@ async fn measure() -> Result<()> {
     fleet.connect()?;
     let round = fleet.all_are_told(&world).await?;
     let after = fleet.memory()?;
-    say(&format!(
-        "  all begun at once: each connected and heard in {:.1} s, {} connected in the busiest second, {} tried again",
-        (round.end - begun).as_secs_f64(),
-        busiest_second(&round.connected),
-        round.tries.len()
-    ))?;
+    figure("all begun at once: each connected and heard after", (round.end - begun).as_secs_f64(), "s", None)?;
+    figure("all begun at once: connected in the busiest second", busiest_second(&round.connected) as f64, "", None)?;
+    figure("all begun at once: tried again", round.tries.len() as f64, "", None)?;
+    let mut growth = vec![("all begun at once".to_owned(), since(begun, &round.connected))];
     let each = |memory: u64| memory.saturating_sub(before) as f64 / SESSIONS as f64;
-    say(&format!(
-        "  memory: {:.1} KiB for each session; {:.1} MiB without any, {:.1} MiB with all of them",
-        each(after),
-        before as f64 / 1024.0,
-        after as f64 / 1024.0
-    ))?;
+    figure("memory for each session", each(after), "KiB", None)?;
+    figure("memory without any session", before as f64 / 1024.0, "MiB", None)?;
+    figure("memory with all of them", after as f64 / 1024.0, "MiB", None)?;
     for (outage, share) in OUTAGES {
         world.broker.kill();
         tokio::time::sleep(outage).await;
@@ -76,33 +72,32 @@ async fn measure() -> Result<()> {
         world.broker.restart();
         let round = fleet.all_are_told(&world).await?;
         let took = round.end - restarted;
-        say(&format!("  broker killed, and started again after {} s:", outage.as_secs()))?;
-        say(&format!(
-            "    all back, each heard: {:.1} s; goal {} s: {}",
-            took.as_secs_f64(),
-            BACK.as_secs(),
-            verdict(took <= BACK)
-        ))?;
+        let during = format!("broker away for {} s", outage.as_secs());
+        let goal = Some(Limit::AtMost(BACK.as_secs_f64()));
+        figure(&format!("{during}: all back, each heard, after"), took.as_secs_f64(), "s", goal)?;
         // From here on somebody listens.
         let tries: Vec<_> = round.tries.iter().copied().filter(|&at| at >= restarted).collect();
-        let (tries, limit) = (busiest_second(&tries), (share * SESSIONS as f64) as usize);
-        say(&format!(
-            "    began to connect in the busiest second: {tries}; goal {limit}: {}",
-            verdict(tries <= limit)
-        ))?;
+        let goal = Some(Limit::AtMost((share * SESSIONS as f64).floor()));
+        let tries = busiest_second(&tries) as f64;
+        figure(&format!("{during}: began to connect in the busiest second"), tries, "", goal)?;
         // No goal: handshakes that waited for the broker end together once it has caught up.
-        say(&format!("    were connected in the busiest second: {}", busiest_second(&round.connected)))?;
-        say(&format!(
-            "    connections: {} for {SESSIONS} sessions; goal {SESSIONS}: {}",
-            round.connected.len(),
-            verdict(round.connected.len() == SESSIONS)
-        ))?;
+        let connected = busiest_second(&round.connected) as f64;
+        figure(&format!("{during}: were connected in the busiest second"), connected, "", None)?;
+        // Each once, and no more: `all_are_told` has seen each of them.
+        let goal = Some(Limit::AtMost(SESSIONS as f64));
+        figure(&format!("{during}: connections of {SESSIONS} sessions"), round.connected.len() as f64, "", goal)?;
+        growth.push((during, since(restarted, &round.connected)));
     }
-    say(&format!("  memory afterwards: {:.1} KiB for each session", each(fleet.memory()?)))
+    over_time(
+        "Sessions that are connected",
+        growth.iter().map(|(name, moments)| (&name[..], moments.clone())).collect(),
+    );
+    figure("memory for each session afterwards", each(fleet.memory()?), "KiB", None)
 }
 
-fn verdict(met: bool) -> &'static str {
-    if met { "met" } else { "MISSED" }
+/// In seconds.
+fn since(begin: Instant, moments: &[Instant]) -> Vec<f64> {
+    moments.iter().map(|moment| moment.saturating_duration_since(begin).as_secs_f64()).collect()
 }
 
 /// The most of these moments within a second.
@@ -216,7 +211,7 @@ pub(crate) fn hold(arguments: &[String]) -> Result<()> {
     let template = sessions::settings(port.parse()?, &network, certificate, key, pool.parse()?, WorkerId::new());
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let _inside = runtime.enter();
-    say(READY)?;
+    print(READY)?;
     for line in io::stdin().lines() {
         let worker = WorkerId::from_str(&line?)?;
         let (handle, mut events) = Session::start(Settings { worker, ..template.clone() })?;
@@ -229,7 +224,7 @@ pub(crate) fn hold(arguments: &[String]) -> Result<()> {
                     Event::Disconnected { retry_in, .. } => format!("disconnected {worker} {}", retry_in.as_millis()),
                 };
                 // Nobody reads only when this is about to end.
-                let _ = say(&line);
+                let _ = print(&line);
             }
             drop(handle);
         });

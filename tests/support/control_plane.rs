@@ -66,6 +66,15 @@ impl ControlPlane {
     /// # Panics
     /// Some part does not start.
     pub fn start(mothership: &Path, strict_s3: &str) -> Self {
+        // Often, so that tests need not wait for what comes with it.
+        Self::start_with(mothership, strict_s3, 2)
+    }
+
+    /// The same, with so many seconds between two signs of life of a launcher.
+    ///
+    /// # Panics
+    /// Some part does not start.
+    pub fn start_with(mothership: &Path, strict_s3: &str, heartbeat: u64) -> Self {
         let data = tempfile::tempdir().unwrap();
         let home = data.path().join("mothership");
         succeed(Command::new(mothership).arg("--data").arg(&home).args(["init", "--server-name", "localhost"]));
@@ -74,7 +83,14 @@ impl ControlPlane {
         let store = S3Store::start(strict_s3);
         let mut serve = Command::new(mothership);
         S3Store::configure(&mut serve, &store.endpoint());
-        serve.arg("--data").arg(&home).args(["serve", "--listen", "127.0.0.1:0", "--heartbeat", "2", "--broker"]);
+        serve.arg("--data").arg(&home).args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--heartbeat",
+            &heartbeat.to_string(),
+            "--broker",
+        ]);
         serve.arg(format!("mqtts://localhost:{}", broker.port()));
         serve.args(["--s3-endpoint", &store.endpoint(), "--s3-bucket", s3_store::BUCKET, "--s3-region", "eu-west-1"]);
         let opened = home.clone();

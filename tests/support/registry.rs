@@ -52,6 +52,6 @@ impl Registry {
 }
 
 /// A port that nothing listens on. Another program could take it in between; then the server ends and says so.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measures the program that ships.
+//! `cargo xtask bench`: measures what ships.
 
 use std::io::{self, Write as _};
 use std::process::Command;
@@ -10,85 +10,138 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 use crate::debian::{self, Installing};
 use crate::dist;
 use crate::failure::Failure;
+use crate::git::Sources;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
 const HELP: &str = "\
-Measures the program that ships, side by side with the tools that a user would use instead.
+Measures what ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench pack|verify|publish|push|sessions [flags]
+Usage: cargo xtask bench [pack|verify|publish|push|sessions|agent] [flags]
 
+      --no-dist      Let `agent` measure the release that is in target/dist; build none
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
 
-`sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
+With a name it measures that and prints it. Without one it measures everything, one after the other, and writes
+docs/bench/report.md with its plots; what fails is named there and at the end, and the others are still measured.
 
-Inputs are generated in /var/tmp. Measure on an idle machine. `push` starts a container engine, and so has to be root.
+`sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
+`agent` measures the launcher of a release: its size, what it needs while it is idle, beside buildbot-worker, and how soon the
+first line of a run is at the object store. For a quick try, SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200)
+may be less.
+
+Inputs are generated in /var/tmp. Measure on an idle machine. `push` and `agent` start a container engine,
+and so have to be root.
 ";
 
 /// The package and program that measures.
 const PACKAGE: &str = "integration-tests";
 const PROGRAM: &str = "bench-release";
-/// The benchmark without the program that ships: it needs nothing but a broker and certificates.
-const SESSIONS: &str = "sessions";
-const SESSIONS_PROGRAMS: [(&str, &str); 2] = [("mosquitto", "mosquitto"), ("openssl", "openssl")];
-/// What the others compare with.
-const PROGRAMS: [(&str, &str); 7] = [
-    ("tar", "tar"),
-    ("gzip", "gzip"),
-    ("pigz", "pigz"),
-    ("sha256sum", "coreutils"),
-    ("/usr/bin/aws", "awscli"),
+/// Where the report goes.
+const REPORT: &str = "docs/bench";
+
+/// What a benchmark needs on this machine: programs, with the Debian packages that have them.
+struct Benchmark {
+    name: &'static str,
+    /// Whether it measures `spacelift-bundle`.
+    tool: bool,
+    /// Whether it measures the launcher of a release.
+    release: bool,
+    programs: &'static [(&'static str, &'static str)],
+}
+
+/// All of them.
+const BENCHMARKS: [Benchmark; 6] = [
+    Benchmark { name: "pack", tool: true, release: false, programs: &[] },
+    Benchmark { name: "verify", tool: true, release: false, programs: &[] },
+    Benchmark { name: "publish", tool: true, release: false, programs: &[("/usr/bin/aws", "awscli")] },
+    Benchmark { name: "push", tool: true, release: false, programs: &PUSH },
+    Benchmark {
+        name: "sessions",
+        tool: false,
+        release: false,
+        programs: &[("mosquitto", "mosquitto"), ("openssl", "openssl")],
+    },
+    Benchmark { name: "agent", tool: false, release: true, programs: &AGENT },
+];
+/// What `spacelift-bundle` is compared with.
+const TOOL: [(&str, &str); 4] = [("tar", "tar"), ("gzip", "gzip"), ("pigz", "pigz"), ("sha256sum", "coreutils")];
+/// What images are pushed with besides, and to where.
+const PUSH: [(&str, &str); 6] = [
     ("skopeo", "skopeo"),
     ("docker-registry", "docker-registry"),
+    ("docker", "docker.io"),
+    ("dockerd", "docker.io"),
+    ("containerd", "docker.io"),
+    ("unshare", "util-linux"),
 ];
-/// What the images are pushed with besides.
-const ENGINE: [(&str, &str); 4] =
-    [("docker", "docker.io"), ("dockerd", "docker.io"), ("containerd", "docker.io"), ("unshare", "util-linux")];
-/// The S3 store that both uploads go to.
-const STORE: &str = "strict-s3";
+/// What a launcher works with, and an agent of others with its master.
+const AGENT: [(&str, &str); 10] = [
+    ("mosquitto", "mosquitto"),
+    ("openssl", "openssl"),
+    ("docker", "docker.io"),
+    ("dockerd", "docker.io"),
+    ("containerd", "docker.io"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("busybox", "busybox-static"),
+    ("buildbot", "buildbot"),
+    ("buildbot-worker", "buildbot-worker"),
+];
+/// What runs beside: the S3 store that uploads go to, and the control plane, with the packages that they are in.
+const SERVERS: [(&str, &str); 2] = [(PACKAGE, "strict-s3"), ("mothership", "mothership")];
 
 /// The command.
 pub(crate) fn run(mut flags: Parser) -> Result<()> {
-    let (mut what, mut no_install) = (None, false);
+    let (mut name, mut no_install, mut no_dist) = (None, false, false);
     while let Some(flag) = flags.next()? {
         match flag {
             Long("no-install") => no_install = true,
+            Long("no-dist") => no_dist = true,
             Short('h') | Long("help") => return Ok(io::stdout().write_all(HELP.as_bytes())?),
-            Value(name) if what.is_none() => what = Some(name.string()?),
+            Value(value) if name.is_none() => name = Some(value.string()?),
             Value(_) | Short(_) | Long(_) => return Err(flag.unexpected().into()),
         }
     }
-    let what = match what.as_deref() {
-        Some(what @ ("pack" | "verify" | "publish" | "push" | SESSIONS)) => what,
-        Some(other) => {
-            return Err(Failure::usage(format!(
-                "there is no benchmark \"{other}\"; there are pack, verify, publish, push and sessions"
-            )));
-        }
-        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify|publish|push|sessions")),
-    };
+    let wanted: Vec<&Benchmark> =
+        BENCHMARKS.iter().filter(|one| name.as_ref().is_none_or(|name| name == one.name)).collect();
+    if let (Some(name), true) = (&name, wanted.is_empty()) {
+        let names = BENCHMARKS.map(|one| one.name).join(", ");
+        return Err(Failure::usage(format!("there is no benchmark \"{name}\"; there are {names}")));
+    }
     let workspace = Workspace::find()?;
     let installing = Installing::decide(no_install);
-    let (tool, step, programs) = if what == SESSIONS {
-        (None, "find the broker", SESSIONS_PROGRAMS.to_vec())
-    } else {
-        let mut programs = PROGRAMS.to_vec();
-        programs.extend(ENGINE.iter().filter(|_| what == "push"));
-        (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", programs)
-    };
+    let needs_tool = wanted.iter().any(|one| one.tool);
+    let tool = if needs_tool { Some(dist::build_tool(&workspace, installing)?) } else { None };
 
+    let mut programs: Vec<_> = wanted.iter().flat_map(|one| one.programs).copied().collect();
+    programs.extend(TOOL.iter().filter(|_| needs_tool));
+    if !no_dist && wanted.iter().any(|one| one.release) {
+        let mut flags = vec!["--target=all"];
+        flags.extend(no_install.then_some("--no-install"));
+        dist::run(Parser::from_args(flags))?;
+    }
     let mut progress = Progress::new(2);
-    progress.step(step, |progress| debian::install(&debian::missing(&programs), installing, progress))?;
+    progress.step("find the programs to compare with", |progress| {
+        debian::install(&debian::missing(&programs), installing, progress)
+    })?;
     let cargo = |subcommand: &str| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
-        cargo.args(["--package", PACKAGE, "--bin", PROGRAM]);
+        cargo.args(["--package", PACKAGE, "--bin", PROGRAM]).env("SPACELIFT_DIST_DIR", workspace.dist());
         if subcommand == "build" {
-            cargo.args(["--bin", STORE]);
+            cargo.args(SERVERS.iter().flat_map(|(package, program)| ["--package", *package, "--bin", *program]));
         }
         cargo
     };
     progress.step("build what measures", |progress| progress.run(&mut cargo("build")))?;
-    progress.run_visibly(cargo("run").args(["--", what]).args(tool))
+    let mut measure = cargo("run");
+    measure.args(["--", name.as_deref().unwrap_or("all")]).args(tool);
+    if name.is_none() {
+        let sources = Sources::read(&workspace)?;
+        measure.arg(workspace.root().join(REPORT));
+        measure.arg(sources.commit + if sources.modified { ", with changes" } else { "" });
+    }
+    progress.run_visibly(&mut measure)
 }

@@ -11,12 +11,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::pace::Pace;
 use super::{Error, Store};
 use crate::metrics;
 use crate::network::Backoff;
 use crate::spool::{self, Spool};
 
-/// How long a chunk stays open once it has something in it: people watch the log while the run goes on.
+/// How far apart chunks are of a log that goes on and on: people watch it while the run does. See [`Pace`] for other logs.
 const LIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// The same for a log that has half of the chunks that it may have already. The rest lasts for days then.
 const LATE_INTERVAL: Duration = Duration::from_secs(30);
@@ -230,18 +231,22 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 async fn keep(mut spool: Spool, mut queue: mpsc::Receiver<Command>, report: watch::Sender<Progress>) {
     let mut seal_at = None;
+    let mut pace = Pace::new(Instant::now());
     loop {
         let waiting = spool.open_chunk() - spool.first_chunk() + u64::from(spool.has_unsealed());
         metrics::shared().spooled(spool.unsent(), waiting);
         let first = tokio::select! {
+            // What is due is not put off by what comes next.
+            biased;
+            () = tokio::time::sleep_until(seal_at.unwrap_or_else(Instant::now)), if seal_at.is_some() => {
+                Command::SealQuietly
+            }
             command = queue.recv() => match command {
                 Some(command) => command,
                 None => return,
             },
-            () = tokio::time::sleep_until(seal_at.unwrap_or_else(Instant::now)), if seal_at.is_some() => {
-                Command::SealQuietly
-            }
         };
+        let is_attempt = matches!(first, Command::SealQuietly);
         let mut batch = vec![first];
         while batch.len() < QUEUE
             && let Ok(command) = queue.try_recv()
@@ -255,10 +260,12 @@ async fn keep(mut spool: Spool, mut queue: mpsc::Receiver<Command>, report: watc
             std::mem::replace(&mut progress.sealed, spool.open_chunk()) != progress.sealed
         });
         let interval = if spool.open_chunk() < spool::MAXIMUM_CHUNKS / 2 { LIVE_INTERVAL } else { LATE_INTERVAL };
-        seal_at = match seal_at {
-            Some(at) if spool.has_unsealed() && spool.open_chunk() == was_open && at > Instant::now() => Some(at),
-            _ => spool.has_unsealed().then(|| Instant::now() + interval),
-        };
+        let now = Instant::now();
+        if is_attempt || spool.open_chunk() != was_open {
+            pace.sealed(now, interval);
+            seal_at = None;
+        }
+        seal_at = spool.has_unsealed().then(|| seal_at.unwrap_or_else(|| pace.due(now, interval)));
     }
 }
 
