@@ -5,9 +5,13 @@
 //! drifts does not decide the result. Inputs are generated: pieces of this project's text, pieces of the program's own machine
 //! code, and random bytes in place of compressed image layers; the same ones for the same program.
 //!
-//! `cargo xtask bench sessions` has nothing beside it: it measures a promise of the launcher.
+//! `cargo xtask bench sessions` and `cargo xtask bench pipeline` have nothing beside them: they measure promises of the launcher.
 
+mod logs;
+mod masker;
+mod pipeline;
 mod sessions;
+mod workspace;
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -45,9 +49,16 @@ fn run() -> anyhow::Result<()> {
     let (what, program) = match arguments.as_slice() {
         [what] if what == "sessions" => return sessions::run(),
         [what, rest @ ..] if what == "hold-sessions" => return sessions::hold(rest),
+        [what] if what == "masker" => return masker::run(),
+        [what, rest @ ..] if what == "mask" => return masker::mask(rest),
+        [what] if what == "pipeline" => return pipeline::run(),
+        [what] if what == "workspace" => return workspace::run(),
+        [what, rest @ ..] if what == "pack-workspace" => return workspace::pack(rest),
+        [what, rest @ ..] if what == "unpack-workspace" => return workspace::unpack(rest),
         [what, program] => (what, program),
         _ => bail!(
-            "expected: sessions, or pack|verify|publish|push PATH-OF-spacelift-bundle; `cargo xtask bench` calls this"
+            "expected: sessions|masker|pipeline|workspace, or pack|verify|publish|push PATH-OF-spacelift-bundle; \
+             `cargo xtask bench` calls this"
         ),
     };
     let program = fs::canonicalize(program).with_context(|| format!("{program} is not there"))?;

@@ -16,14 +16,18 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 Measures the program that ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench pack|verify|publish|push|sessions [flags]
+Usage: cargo xtask bench pack|verify|publish|push|sessions|masker|pipeline|workspace [flags]
 
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
 
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
+`pipeline` has nothing beside it either: the log of a run, from its container through a release's worker and launcher to an
+object store. `masker` measures the masking in it beside `sed`, and `workspace` what is kept between a plan and its apply beside
+`tar`, `gzip` and `age`.
 
-Inputs are generated in /var/tmp. Measure on an idle machine. `push` starts a container engine, and so has to be root.
+Inputs are generated in /var/tmp. Measure on an idle machine. `push` and `pipeline` start a container engine, and so have to be
+root.
 ";
 
 /// The package and program that measures.
@@ -32,6 +36,15 @@ const PROGRAM: &str = "bench-release";
 /// The benchmark without the program that ships: it needs nothing but a broker and certificates.
 const SESSIONS: &str = "sessions";
 const SESSIONS_PROGRAMS: [(&str, &str); 2] = [("mosquitto", "mosquitto"), ("openssl", "openssl")];
+/// Those that need no program of this project but those that are built with what measures.
+const MASKER: &str = "masker";
+const WORKSPACE: &str = "workspace";
+const WORKSPACE_PROGRAMS: [(&str, &str); 5] =
+    [("tar", "tar"), ("gzip", "gzip"), ("age", "age"), ("openssl", "openssl"), ("diff", "diffutils")];
+/// The benchmark of a release.
+const PIPELINE: &str = "pipeline";
+const PIPELINE_PROGRAMS: [(&str, &str); 4] =
+    [("mosquitto", "mosquitto"), ("openssl", "openssl"), ("busybox", "busybox-static"), ("nsenter", "util-linux")];
 /// What the others compare with.
 const PROGRAMS: [(&str, &str); 7] = [
     ("tar", "tar"),
@@ -47,6 +60,8 @@ const ENGINE: [(&str, &str); 4] =
     [("docker", "docker.io"), ("dockerd", "docker.io"), ("containerd", "docker.io"), ("unshare", "util-linux")];
 /// The S3 store that both uploads go to.
 const STORE: &str = "strict-s3";
+/// The control plane of the run in `pipeline`, and its package.
+const CONTROL_PLANE: &str = "mothership";
 
 /// The command.
 pub(crate) fn run(mut flags: Parser) -> Result<()> {
@@ -60,22 +75,34 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
     }
     let what = match what.as_deref() {
-        Some(what @ ("pack" | "verify" | "publish" | "push" | SESSIONS)) => what,
+        Some(what @ ("pack" | "verify" | "publish" | "push" | SESSIONS | MASKER | PIPELINE | WORKSPACE)) => what,
         Some(other) => {
             return Err(Failure::usage(format!(
-                "there is no benchmark \"{other}\"; there are pack, verify, publish, push and sessions"
+                "there is no benchmark \"{other}\"; there are pack, verify, publish, push, sessions, masker, pipeline and \
+                 workspace"
             )));
         }
-        None => return Err(Failure::usage("which benchmark? cargo xtask bench pack|verify|publish|push|sessions")),
+        None => {
+            return Err(Failure::usage(
+                "which benchmark? cargo xtask bench pack|verify|publish|push|sessions|masker|pipeline|workspace",
+            ));
+        }
     };
     let workspace = Workspace::find()?;
     let installing = Installing::decide(no_install);
-    let (tool, step, programs) = if what == SESSIONS {
-        (None, "find the broker", SESSIONS_PROGRAMS.to_vec())
-    } else {
-        let mut programs = PROGRAMS.to_vec();
-        programs.extend(ENGINE.iter().filter(|_| what == "push"));
-        (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", programs)
+    if what == PIPELINE {
+        dist::run(Parser::from_args(no_install.then_some("--no-install")))?;
+    }
+    let (tool, step, programs) = match what {
+        SESSIONS => (None, "find the broker", SESSIONS_PROGRAMS.to_vec()),
+        MASKER => (None, "find the program to compare with", vec![("sed", "sed")]),
+        WORKSPACE => (None, "find the programs to compare with", WORKSPACE_PROGRAMS.to_vec()),
+        PIPELINE => (None, "find broker and engine", [&PIPELINE_PROGRAMS[..], &ENGINE].concat()),
+        _ => {
+            let mut programs = PROGRAMS.to_vec();
+            programs.extend(ENGINE.iter().filter(|_| what == "push"));
+            (Some(dist::build_tool(&workspace, installing)?), "find the programs to compare with", programs)
+        }
     };
 
     let mut progress = Progress::new(2);
@@ -85,10 +112,10 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         cargo.current_dir(workspace.root()).args([subcommand, "--quiet", "--release", "--locked"]);
         cargo.args(["--package", PACKAGE, "--bin", PROGRAM]);
         if subcommand == "build" {
-            cargo.args(["--bin", STORE]);
+            cargo.args(["--bin", STORE, "--package", CONTROL_PLANE, "--bin", CONTROL_PLANE]);
         }
         cargo
     };
     progress.step("build what measures", |progress| progress.run(&mut cargo("build")))?;
-    progress.run_visibly(cargo("run").args(["--", what]).args(tool))
+    progress.run_visibly(cargo("run").env("SPACELIFT_DIST_DIR", workspace.dist()).args(["--", what]).args(tool))
 }
