@@ -575,9 +575,9 @@ fn chunks_of_a_log_are_on_their_way_together() {
         let log = Log::open(settings).await.unwrap();
         let mut expected = Vec::new();
         for sequence in 1..=7 {
-            let part = [b'0' + sequence as u8; spool::MAXIMUM_CHUNK];
-            expected.extend(part);
-            log.append(sequence, part.to_vec()).await.unwrap();
+            let part = vec![b'0' + sequence as u8; spool::MAXIMUM_CHUNK];
+            expected.extend(&part);
+            log.append(sequence, part).await.unwrap();
         }
         let begun = Instant::now();
         let are_there = || fs::read_dir(store.bucket()).unwrap().count();
