@@ -1,7 +1,7 @@
 //! The launcher's API client and uploads: a control plane that verifies every signature, and an object store that verifies
 //! every address it signed. Between them and the launcher things go wrong.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -30,6 +30,7 @@ use sha2::{Digest as _, Sha256};
 use spacelift_launcher::api_client::{self, ApiClient};
 use spacelift_launcher::network::{self, Network};
 use spacelift_launcher::slot;
+use spacelift_launcher::spool;
 use spacelift_launcher::transfer::Transfer;
 use spacelift_launcher::upload::{self, Log, Parcel, Settings, Store};
 
@@ -550,6 +551,51 @@ fn a_log_goes_on_after_a_restart() {
         let found = log.flush().await.unwrap();
         assert!(stored(&store) == expected, "the store has other bytes");
         assert_eq!(found, summary(&expected, found.chunks));
+    });
+}
+
+/// One that is slow holds up neither those behind it, as far as there may be any, nor what is on the disk.
+#[test]
+fn chunks_of_a_log_are_on_their_way_together() {
+    let store = S3Store::start(STORE);
+    let (asked, is_held) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(true)));
+    let (seen, held) = (Arc::clone(&asked), Arc::clone(&is_held));
+    let faults = FaultProxy::start(store.port(), move |_, head| {
+        let number = head.split("-log-").nth(1).and_then(|rest| rest.get(..6)?.parse::<u64>().ok()).unwrap();
+        seen.lock().unwrap().insert(number);
+        let begun = Instant::now();
+        while number == 0 && held.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(60) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Fault::None
+    });
+    run(async {
+        let plane = ControlPlane::start(&faults.endpoint());
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("log");
+        let settings = Settings { directory: place.clone(), limit: LIMIT, store: plane.store() };
+        let log = Log::open(settings).await.unwrap();
+        let mut expected = Vec::new();
+        for sequence in 1..=7 {
+            let part = vec![b'0' + sequence as u8; spool::MAXIMUM_CHUNK];
+            expected.extend(&part);
+            log.append(sequence, part).await.unwrap();
+        }
+        let begun = Instant::now();
+        let are_there = || fs::read_dir(store.bucket()).unwrap().count();
+        while are_there() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", asked.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(*asked.lock().unwrap(), BTreeSet::from([0, 1, 2, 3]));
+        let on_disk = |number: u64| place.join(format!("{number:06}")).exists();
+        assert!((0..7).all(on_disk), "a crash would leave a log with a hole");
+        is_held.store(false, Ordering::Relaxed);
+        let found = log.flush().await.unwrap();
+        assert!(stored(&store) == expected, "the store has other bytes");
+        assert_eq!(found, summary(&expected, 7));
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1, "what is stored is gone from this host");
     });
 }
 

@@ -9,7 +9,10 @@
 //! `bench-release all PATH-OF-spacelift-bundle DIRECTORY COMMIT` measures everything and writes the report to DIRECTORY.
 
 mod agent;
+mod logs;
+mod masker;
 mod pack;
+mod pipeline;
 mod publish;
 mod push;
 mod race;
@@ -17,6 +20,7 @@ mod report;
 mod sessions;
 mod svg;
 mod verify;
+mod workspace;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -46,13 +50,16 @@ enum Run {
 }
 
 /// In the order of the report.
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 9] = [
     Benchmark { name: "pack", run: Run::WithTool(pack::run) },
     Benchmark { name: "verify", run: Run::WithTool(verify::run) },
     Benchmark { name: "publish", run: Run::WithTool(publish::run) },
     Benchmark { name: "push", run: Run::WithTool(push::run) },
     Benchmark { name: "sessions", run: Run::Alone(sessions::run) },
     Benchmark { name: "agent", run: Run::Alone(agent::run) },
+    Benchmark { name: "masker", run: Run::Alone(masker::run) },
+    Benchmark { name: "pipeline", run: Run::Alone(pipeline::run) },
+    Benchmark { name: "workspace", run: Run::Alone(workspace::run) },
 ];
 
 fn main() -> ExitCode {
@@ -75,6 +82,9 @@ fn run() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["hold-sessions", ..] => sessions::hold(&arguments[1..]),
+        ["mask", ..] => masker::mask(&arguments[1..]),
+        ["pack-workspace", ..] => workspace::pack(&arguments[1..]),
+        ["unpack-workspace", ..] => workspace::unpack(&arguments[1..]),
         ["all", tool, directory, commit] => all(tool, Path::new(directory), commit),
         [name] => find(name)?.measure(None),
         [name, tool] => find(name)?.measure(Some(tool)),

@@ -27,7 +27,6 @@ pub(crate) enum Goal {
 #[derive(Clone, Copy)]
 pub(crate) enum Limit {
     AtMost(f64),
-    #[allow(dead_code, reason = "speeds have such goals")]
     AtLeast(f64),
 }
 

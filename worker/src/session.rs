@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -23,7 +23,8 @@ use tonic::{Request, Status};
 
 use crate::protocol::service::launcher_client::LauncherClient;
 use crate::protocol::{
-    FromWorker, Hello, Job, MAXIMUM_MESSAGE, MAXIMUM_UNACKNOWLEDGED, SESSION, VERSION, from_worker, to_worker,
+    FromWorker, Hello, Job, MAXIMUM_MESSAGE, MAXIMUM_PART, MAXIMUM_UNACKNOWLEDGED, SESSION, VERSION, from_worker,
+    to_worker,
 };
 use crate::stop::Stopper;
 
@@ -66,10 +67,33 @@ pub enum Error {
 /// What the worker says, in order, until it is acknowledged.
 #[derive(Debug)]
 pub struct Outbox {
-    queue: Mutex<VecDeque<FromWorker>>,
+    queue: Mutex<Queue>,
     space: Semaphore,
     last: watch::Sender<u64>,
     acknowledged: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<FromWorker>,
+    /// The last message that was given to a connection. It and those before it may be at the launcher, and never change.
+    given: u64,
+}
+
+impl Queue {
+    /// Adds to the last message where that is possible: a job that prints line by line would be told of in as many messages,
+    /// and waited for as often. Gives back what was not added.
+    fn extend(&mut self, body: from_worker::Body) -> Option<from_worker::Body> {
+        let last = self.messages.back_mut().filter(|message| message.sequence > self.given);
+        if let (Some(from_worker::Body::Log(last)), from_worker::Body::Log(more)) =
+            (last.and_then(|message| message.body.as_mut()), &body)
+            && last.len() + more.len() <= MAXIMUM_PART
+        {
+            last.extend_from_slice(more);
+            return None;
+        }
+        Some(body)
+    }
 }
 
 impl Default for Outbox {
@@ -87,14 +111,20 @@ impl Outbox {
     /// Says something. Waits while [`MAXIMUM_UNACKNOWLEDGED`] messages are not acknowledged; a caller that stops waiting has
     /// said nothing.
     pub async fn push(&self, body: from_worker::Body) {
+        let Some(body) = self.queue().extend(body) else { return };
         // The semaphore is never closed.
         if let Ok(permit) = self.space.acquire().await {
             permit.forget();
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue();
         let sequence = *self.last.borrow() + 1;
-        queue.push_back(FromWorker { sequence, body: Some(body) });
+        queue.messages.push_back(FromWorker { sequence, body: Some(body) });
         self.last.send_replace(sequence);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // What it guards is whole in every moment.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until everything is acknowledged.
@@ -109,9 +139,9 @@ impl Outbox {
         if !(kept..=sent).contains(&upto) {
             return Err(Error::Numbers { said: upto, kept, sent });
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = queue.iter().take_while(|message| message.sequence <= upto).count();
-        queue.drain(..done);
+        let mut queue = self.queue();
+        let done = queue.messages.iter().take_while(|message| message.sequence <= upto).count();
+        queue.messages.drain(..done);
         drop(queue);
         self.space.add_permits(done);
         self.acknowledged.send_replace(upto);
@@ -123,8 +153,11 @@ impl Outbox {
         let mut last = self.last.subscribe();
         loop {
             let message = {
-                let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-                queue.iter().find(|message| message.sequence > sequence).cloned()
+                let mut queue = self.queue();
+                let place = queue.messages.partition_point(|message| message.sequence <= sequence);
+                let message = queue.messages.get(place).cloned();
+                queue.given = queue.given.max(message.as_ref().map_or(0, |message| message.sequence));
+                message
             };
             if let Some(message) = message {
                 return message;
@@ -312,4 +345,70 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// Nothing in these tests waits, unless it is for what they leave out.
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    fn log(text: &[u8]) -> from_worker::Body {
+        from_worker::Body::Log(text.to_vec())
+    }
+
+    fn phase() -> from_worker::Body {
+        from_worker::Body::Phase(crate::protocol::Phase::Planning.into())
+    }
+
+    #[test]
+    fn what_waits_becomes_one_message_and_what_was_sent_never_changes() {
+        let outbox = Outbox::default();
+        let push = |body| now(outbox.push(body)).expect("there is room");
+        let after = |sequence| now(outbox.after(sequence)).map(|message| (message.sequence, message.body.unwrap()));
+        push(log(b"one\n"));
+        push(log(b"two\n"));
+        assert_eq!(after(0), Some((1, log(b"one\ntwo\n"))));
+        // It may be at the launcher already.
+        push(log(b"three\n"));
+        assert_eq!(after(1), Some((2, log(b"three\n"))));
+        // The connection broke, and the next one begins after what is acknowledged.
+        push(log(b"four\n"));
+        assert_eq!(after(0), Some((1, log(b"one\ntwo\n"))));
+        push(log(b"five\n"));
+        push(phase());
+        push(log(b"six\n"));
+        assert_eq!(after(1), Some((2, log(b"three\n"))));
+        assert_eq!(after(2), Some((3, log(b"four\nfive\n"))));
+        assert_eq!(after(3), Some((4, phase())));
+        assert_eq!(after(4), Some((5, log(b"six\n"))));
+        assert_eq!(after(5), None);
+    }
+
+    #[test]
+    fn a_message_has_at_most_a_part_and_there_are_so_many_of_them() {
+        let outbox = Outbox::default();
+        let part = [b'x'; MAXIMUM_PART];
+        now(outbox.push(log(&part[1..]))).expect("there is room");
+        now(outbox.push(log(b"y"))).expect("it fills the first one");
+        for _ in 1..MAXIMUM_UNACKNOWLEDGED {
+            now(outbox.push(log(&part))).expect("there is room");
+        }
+        assert_eq!(now(outbox.push(log(b"z"))), None, "the job is not read from any more");
+        for sequence in 0..MAXIMUM_UNACKNOWLEDGED as u64 {
+            let message = now(outbox.after(sequence)).unwrap();
+            assert!(matches!(message.body, Some(from_worker::Body::Log(bytes)) if bytes.len() == MAXIMUM_PART));
+        }
+        outbox.acknowledge(1).unwrap();
+        now(outbox.push(log(b"z"))).expect("there is room again");
+    }
 }

@@ -17,9 +17,9 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 Measures what ships, side by side with the tools that a user would use instead.
 
-Usage: cargo xtask bench [pack|verify|publish|push|sessions|agent] [flags]
+Usage: cargo xtask bench [pack|verify|publish|push|sessions|agent|masker|pipeline|workspace] [flags]
 
-      --no-dist      Let `agent` measure the release that is in target/dist; build none
+      --no-dist      Let `agent` and `pipeline` measure the release that is in target/dist; build none
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
 
@@ -28,11 +28,13 @@ docs/bench/report.md with its plots; what fails is named there and at the end, a
 
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
 `agent` measures the launcher of a release: its size, what it needs while it is idle, beside buildbot-worker, and how soon the
-first line of a run is at the object store. For a quick try, SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200)
+first line of a run is at the object store. `pipeline` follows the log of a run, from its container through the worker and the
+launcher of a release to an object store. `masker` measures the masking in it beside `sed`, and `workspace` what is kept between a
+plan and its apply, beside `tar`, `gzip` and `age`. For a quick try, SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200)
 may be less.
 
-Inputs are generated in /var/tmp. Measure on an idle machine. `push` and `agent` start a container engine,
-and so have to be root.
+Inputs are generated in /var/tmp. Measure on an idle machine. `push`, `agent` and `pipeline` start a container
+engine, and so have to be root.
 ";
 
 /// The package and program that measures.
@@ -52,7 +54,7 @@ struct Benchmark {
 }
 
 /// All of them.
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 9] = [
     Benchmark { name: "pack", tool: true, release: false, programs: &[] },
     Benchmark { name: "verify", tool: true, release: false, programs: &[] },
     Benchmark { name: "publish", tool: true, release: false, programs: &[("/usr/bin/aws", "awscli")] },
@@ -64,6 +66,14 @@ const BENCHMARKS: [Benchmark; 6] = [
         programs: &[("mosquitto", "mosquitto"), ("openssl", "openssl")],
     },
     Benchmark { name: "agent", tool: false, release: true, programs: &AGENT },
+    Benchmark { name: "masker", tool: false, release: false, programs: &[("sed", "sed")] },
+    Benchmark { name: "pipeline", tool: false, release: true, programs: &AGENT },
+    Benchmark {
+        name: "workspace",
+        tool: false,
+        release: false,
+        programs: &[("tar", "tar"), ("gzip", "gzip"), ("age", "age"), ("openssl", "openssl"), ("diff", "diffutils")],
+    },
 ];
 /// What `spacelift-bundle` is compared with.
 const TOOL: [(&str, &str); 4] = [("tar", "tar"), ("gzip", "gzip"), ("pigz", "pigz"), ("sha256sum", "coreutils")];

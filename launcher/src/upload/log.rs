@@ -1,14 +1,15 @@
 //! The log of one assignment: taken in, kept on the disk, and uploaded.
 //!
 //! Two tasks share the work. The *keeper* owns the spool; it takes many messages at once, waits once for the disk, and answers
-//! all of them. The *uploader* stores sealed chunks, one after the other, and has the keeper discard them.
+//! all of them. The *uploader* stores sealed chunks, several at once, and has the keeper discard them in order.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use launcher_wire::api::{LogSummary, Object};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::pace::Pace;
@@ -24,6 +25,9 @@ const LATE_INTERVAL: Duration = Duration::from_secs(30);
 /// The limit of the first wait after a refusal, and of all of them.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// Chunks on their way at once. Each costs an answer of the control plane and one of the object store, some tenths of a second
+/// together where they are far away; one after the other a log would come to a few megabytes in a second.
+const UPLOADS: u64 = 4;
 /// Messages that wait for the disk, and the most that share one wait for it. With parts of 64 KiB that is 4 MiB.
 const QUEUE: usize = 64;
 
@@ -309,42 +313,98 @@ fn work(spool: &mut Spool, batch: Vec<Command>) {
 
 async fn upload(directory: PathBuf, store: Store, commands: mpsc::Sender<Command>, report: watch::Sender<Progress>) {
     let mut progress = report.subscribe();
-    let mut number = progress.borrow().stored;
+    let mut first = progress.borrow().stored;
+    let mut next = first;
+    let mut uploads = JoinSet::new();
+    // What came to its end before one with a lower number.
+    let mut done = BTreeMap::new();
     loop {
-        if progress.wait_for(|progress| progress.sealed > number).await.is_err() {
-            return;
+        let sealed = progress.borrow_and_update().sealed;
+        while next < sealed.min(first + UPLOADS) {
+            uploads.spawn(upload_chunk(directory.clone(), store.clone(), next));
+            next += 1;
         }
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        let mut waiting = None;
-        while let Err(error) = upload_chunk(&directory, &store, &commands, number).await {
-            // Only these stay as they are. Whoever refuses today may have a new policy tomorrow.
-            if error.is_unwanted() || error.is_damage() {
-                tracing::error!("the log is not uploaded any more: {error}");
-                report.send_modify(|progress| progress.failed = Some(error));
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() {
                 return;
-            }
-            // Each try ends after some refusals. To an operator all of them are one time of waiting.
-            if matches!(error, Error::Refused { .. }) {
-                waiting.get_or_insert_with(|| metrics::shared().object_store.wait());
-            }
-            metrics::shared().upload_retries.add_one();
-            let wait = backoff.after_failure();
-            tracing::warn!(wait_ms = wait.as_millis(), "the log waits on this host, trying again: {error}");
-            tokio::time::sleep(wait).await;
+            },
+            Some(joined) = uploads.join_next() => match joined {
+                Ok((number, result)) => {
+                    done.insert(number, result);
+                }
+                // It panicked; nobody waits for a log that nobody uploads.
+                Err(_) => return report.send_modify(|progress| progress.failed = Some(ended().into())),
+            },
         }
-        number += 1;
-        report.send_modify(|progress| progress.stored = number);
+        // In order: after a crash, the disk holds what follows the last one that was stored, without a hole.
+        while let Some(result) = done.remove(&first) {
+            let result = match result {
+                Ok(()) => discard(&commands, first).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                tracing::error!("the log is not uploaded any more: {error}");
+                return report.send_modify(|progress| progress.failed = Some(error));
+            }
+            first += 1;
+            report.send_modify(|progress| progress.stored = first);
+        }
     }
 }
 
-async fn upload_chunk(
-    directory: &std::path::Path,
-    store: &Store,
-    commands: &mpsc::Sender<Command>,
-    number: u64,
-) -> Result<(), Error> {
+/// Stores a chunk, however long it takes, and gives its number as well. An error is one that stays as it is.
+async fn upload_chunk(directory: PathBuf, store: Store, number: u64) -> (u64, Result<(), Error>) {
+    let mut attempts = Attempts::default();
+    loop {
+        let Err(error) = try_chunk(&directory, &store, number).await else { return (number, Ok(())) };
+        if let Err(error) = attempts.failed(error).await {
+            return (number, Err(error));
+        }
+    }
+}
+
+async fn try_chunk(directory: &Path, store: &Store, number: u64) -> Result<(), Error> {
     let place = directory.to_owned();
     let bytes = on_disk(move || spool::read_chunk(&place, number)).await??;
-    store.put_bytes(Object::Log { number }, &bytes).await?;
-    Ok(ask(commands, |answer| Command::Discard { number, answer }).await?)
+    store.put_bytes(Object::Log { number }, &bytes).await
+}
+
+/// The object store has it.
+async fn discard(commands: &mpsc::Sender<Command>, number: u64) -> Result<(), Error> {
+    let mut attempts = Attempts::default();
+    loop {
+        let Err(error) = ask(commands, |answer| Command::Discard { number, answer }).await else { return Ok(()) };
+        attempts.failed(error.into()).await?;
+    }
+}
+
+/// Tries that did not succeed.
+struct Attempts {
+    backoff: Backoff,
+    /// Each try ends after some refusals. To an operator all of them are one time of waiting.
+    waiting: Option<metrics::Waiting<'static>>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST), waiting: None }
+    }
+}
+
+impl Attempts {
+    /// Waits until the next one. Gives the error back if it is one that stays as it is: whoever refuses today may have a new
+    /// policy tomorrow, but what is unwanted or damaged remains so.
+    async fn failed(&mut self, error: Error) -> Result<(), Error> {
+        if error.is_unwanted() || error.is_damage() {
+            return Err(error);
+        }
+        if matches!(error, Error::Refused { .. }) {
+            self.waiting.get_or_insert_with(|| metrics::shared().object_store.wait());
+        }
+        metrics::shared().upload_retries.add_one();
+        let wait = self.backoff.after_failure();
+        tracing::warn!(wait_ms = wait.as_millis(), "the log waits on this host, trying again: {error}");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
 }
