@@ -185,3 +185,20 @@ fn sanitized_values_can_be_compared_and_not_read() {
     assert!(!same[0].contains("secret"));
     assert!(denied(rego, json!({ "a": "secret", "b": "other" })).is_empty());
 }
+
+#[test]
+fn commands_do_not_get_the_pools_secrets() {
+    const NAME: &str = "policy::tests::commands_do_not_get_the_pools_secrets";
+    if std::env::var_os("SPACELIFT_TOKEN").is_none() {
+        // A process cannot safely change its own environment: one more, with what a launcher has in its.
+        let mut own = std::process::Command::new(std::env::current_exe().unwrap());
+        own.args(["--exact", NAME]).env("SPACELIFT_TOKEN", "t-hunter2").env("SPACELIFT_POOL_PRIVATE_KEY", "k-hunter2");
+        let output = own.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let rego = "package spacelift\ndeny[exec([\"/usr/bin/env\"]).stdout] { true }";
+    let variables = denied(rego, json!({})).remove(0);
+    assert!(variables.contains("PATH=") && !variables.contains("hunter2"), "{variables}");
+}
