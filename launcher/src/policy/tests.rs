@@ -141,12 +141,8 @@ fn a_policy_that_takes_for_ever_to_read_is_refused() {
 
 #[test]
 fn a_policy_that_does_not_end_is_cut_off() {
-    let mut policy = policy(
-        "package spacelift\ndeny[\"x\"] { r := numbers.range(1, 4000); count([1 | a := r[_]; b := r[_]; c := r[_]; a + b == c]) == 1 }",
-    );
-    let limit = Duration::from_millis(200);
-    policy.engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: CHECK_INTERVAL });
-    let deny = policy.evaluate(json!({})).deny;
+    let rego = "package spacelift\ndeny[\"x\"] { r := numbers.range(1, 200); count([1 | a := r[_]; b := r[_]; c := r[_]; a + b == c]) == 1 }";
+    let deny = Policy::compile_within(rego, "p.rego", Duration::from_millis(200)).unwrap().evaluate(json!({})).deny;
     assert!(deny[0].contains("could not be evaluated"), "{deny:?}");
 }
 
@@ -198,7 +194,8 @@ fn commands_do_not_get_the_pools_secrets() {
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
         return;
     }
-    let rego = "package spacelift\ndeny[exec([\"/usr/bin/env\"]).stdout] { true }";
-    let variables = denied(rego, json!({})).remove(0);
-    assert!(variables.contains("PATH=") && !variables.contains("hunter2"), "{variables}");
+    // Reasons are cut, so the policy itself looks.
+    let rego =
+        "package spacelift\ndeny[text] { text := input.texts[_]; contains(exec([\"/usr/bin/env\"]).stdout, text) }";
+    assert_eq!(denied(rego, json!({ "texts": ["PATH=", "hunter2"] })), ["PATH="]);
 }
