@@ -312,3 +312,52 @@ fn commands_in_the_documents_are_understood() {
     }
     assert!(known > 30, "only {known} commands were found");
 }
+
+/// The names in a cell of a table, which stand between backticks.
+fn names(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether a function of this name begins in a source: Rust, a shell's, or a case of a list that a macro makes tests of.
+fn has_function(source: &str, name: &str) -> bool {
+    source.lines().map(str::trim_start).any(|line| {
+        let after = line.split_once("fn ").and_then(|(_, rest)| rest.strip_prefix(name));
+        after.is_some_and(|rest| rest.starts_with(['(', '<'])) || line == format!("{name}() {{") || line == name
+    })
+}
+
+/// What `cargo test` calls a test of this name in this file.
+fn printed(file: &str, source: &str, name: &str) -> String {
+    let module = match file.split_once("/src/") {
+        Some((_, module)) => module,
+        None => file.rsplit_once("tests/all/").or(file.split_once("tests/")).map_or(file, |(_, module)| module),
+    };
+    let module = module.trim_end_matches(".rs");
+    // A test program of a package has its file for its top.
+    let is_top = file.split_once("/tests/").is_some_and(|(package, _)| !package.ends_with("mothership"));
+    let path: Vec<&str> = module.split('/').filter(|part| !is_top && !part.is_empty()).collect();
+    let inner: &[&str] = if source.contains("mod tests {\n") { &["tests"] } else { &[] };
+    [&path[..], inner, &[name]].concat().join("::")
+}
+
+/// A line that names what is gone would have people believe in it.
+#[test]
+fn defences_and_their_tests_are_there() {
+    let page = fs::read_to_string(workspace().join("docs/defences.md")).unwrap();
+    let read = |file: &str| {
+        fs::read_to_string(workspace().join(file)).unwrap_or_else(|error| panic!("docs/defences.md: {file}: {error}"))
+    };
+    let mut seen = BTreeSet::new();
+    for line in page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| defence ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").collect();
+        let [defence, _, place, test] = cells[..] else { panic!("{line}") };
+        assert!(seen.insert(defence), "it stands here twice: {line}");
+        let (&[file, function], &[tests, test]) = (&names(place)[..], &names(test)[..]) else { panic!("{line}") };
+        assert!(has_function(&read(file), function), "{file} has no function {function}: {line}");
+        let name = test.rsplit("::").next().unwrap();
+        let source = read(tests);
+        assert!(has_function(&source, name), "{tests} has no test {name}: {line}");
+        assert_eq!(printed(tests, &source, name), test, "{line}");
+    }
+    assert!(seen.len() >= 40, "only {} defences were found", seen.len());
+}

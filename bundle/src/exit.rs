@@ -4,14 +4,15 @@ use std::io;
 use std::path::PathBuf;
 
 use bundle_core::{
-    dependencies, image, interrupt, pack, provenance, release, release_config, signature, signing, verify,
+    dependencies, image, install_config, interrupt, pack, provenance, release, release_config, signature, signing,
+    verify,
 };
 
 use crate::exit_code::{
     CANNOT_CREATE, CONFIGURATION, DATA, DENIED, INTERRUPTED, IO, NO_INPUT, STEP, TRY_AGAIN, UNAVAILABLE, USAGE,
 };
 use crate::failure::{self, Failure};
-use crate::install::{config, stack};
+use crate::install::stack;
 use crate::{aws, publish, registry};
 
 /// A mistake in how the program was called that the argument parser cannot see.
@@ -120,10 +121,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             stack::Error::Interrupted { .. } => INTERRUPTED,
         });
     }
-    if let Some(error) = cause.downcast_ref::<config::Error>() {
+    if let Some(error) = cause.downcast_ref::<install_config::Error>() {
         return Some(match error {
-            config::Error::Read { source, .. } => of_io("read", source),
-            config::Error::Syntax { .. } | config::Error::Problems { .. } => USAGE,
+            install_config::Error::Read { source, .. } => of_io("read", source),
+            install_config::Error::Syntax { .. } | install_config::Error::Problems { .. } => USAGE,
         });
     }
     if let Some(error) = cause.downcast_ref::<Unreadable>() {

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use bundle_core::install_config::{self, Config, Pin};
 use bundle_core::interrupt;
 use bundle_core::private::PrivateRelease;
 use bundle_core::signature::Threshold;
@@ -27,13 +28,10 @@ use crate::publish::{self, Access, Bucket, Store};
 use crate::registry::{self, Push};
 
 pub(crate) mod account;
-pub(crate) mod config;
-mod json;
 mod plan;
 pub(crate) mod release;
 pub(crate) mod stack;
 
-use config::{Config, Pin};
 use plan::{BUCKET_OUTPUT, Plan, PlannedStack, REPOSITORY_OUTPUT};
 use release::Copy;
 use stack::{Applied, Stacks, Wanted};
@@ -173,7 +171,7 @@ pub(crate) async fn connect(config: &Config, options: &aws::Options) -> anyhow::
         ..options.clone()
     };
     let connection = Connection::open(&options).await?;
-    if !config::is_region(&connection.region) {
+    if !install_config::is_region(&connection.region) {
         return Err(
             Usage(format!("{:?} is not a region; set `aws_region`, such as eu-west-1", connection.region)).into()
         );
@@ -316,7 +314,7 @@ impl Installer<'_> {
             s3_parameters.push((DAYS_PARAMETER.to_owned(), days.to_string()));
         }
         let mut ecr_parameters = Vec::new();
-        if plan.repository != config::REPOSITORY {
+        if plan.repository != install_config::REPOSITORY {
             ecr_parameters.push((REPOSITORY_PARAMETER.to_owned(), plan.repository.clone()));
         }
         let s3 = self.stack(stacks, &plan.s3, &self.parts.s3_template, &s3_parameters, done).await?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use bundle_core::install_config::Config;
 use bundle_core::interrupt;
 use serde_json::json;
 
@@ -12,7 +13,6 @@ use crate::aws::{self, Connection};
 use crate::exit::Usage;
 use crate::failure::{Failure, Kind, printable};
 use crate::install::account::{self, Account};
-use crate::install::config::Config;
 use crate::install::stack::{Stack, Stacks, State};
 use crate::install::{Consent, ask, connect};
 use crate::progress::Progress;

@@ -106,6 +106,11 @@ impl Policy {
     /// # Errors
     /// It does not compile, is of another package, has no rule `deny`, or calls an unknown function.
     pub fn compile(rego: &str, file: &str) -> Result<Self, Error> {
+        Self::compile_within(rego, file, LIMIT)
+    }
+
+    /// `limit` is for each evaluation.
+    fn compile_within(rego: &str, file: &str, limit: Duration) -> Result<Self, Error> {
         let syntax = |error: &anyhow::Error| Error::Syntax { file: file.to_owned(), reason: format!("{error:#}") };
         if let Some(line) = too_deep(rego) {
             let reason = format!(
@@ -151,7 +156,7 @@ impl Policy {
             .clone()
             .compile_with_entrypoint(&format!("data.{PACKAGE}.deny").into())
             .map_err(|error| syntax(&error))?;
-        engine.set_execution_timer_config(ExecutionTimerConfig { limit: LIMIT, check_interval: CHECK_INTERVAL });
+        engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: CHECK_INTERVAL });
         Ok(Self { engine, file: file.to_owned(), has_sample: rules.names.contains("sample") })
     }
 

@@ -140,16 +140,23 @@ impl WorkerServer {
     /// # Errors
     /// The socket cannot be made, or not given to the worker's user.
     pub fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { socket, session, job, directory, said, log, events, transfer } = settings;
+        let socket = &settings.socket;
         let listen = |source| Error::Listen { path: socket.clone(), source };
         // Of a launcher that was killed.
-        match fs::remove_file(&socket) {
+        match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(listen(error)),
             _ => {}
         }
-        let listener = UnixListener::bind(&socket).map_err(listen)?;
-        fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(listen)?;
-        give_to_worker(&socket)?;
+        let listener = UnixListener::bind(socket).map_err(listen)?;
+        fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(listen)?;
+        give_to_worker(socket)?;
+        Ok(Self::serve(listener, settings))
+    }
+
+    /// Takes connections from a socket that there is already, whoever owns it.
+    #[must_use]
+    pub fn serve(listener: UnixListener, settings: Settings) -> Self {
+        let Settings { socket: _, session, job, directory, said, log, events, transfer } = settings;
         let shared = Arc::new(Shared {
             session_key: session,
             job: Mutex::new(job.map(Box::new)),
@@ -184,7 +191,7 @@ impl WorkerServer {
                 () = accept(listener, connections) => {}
             }
         });
-        Ok(Self { shared, task })
+        Self { shared, task }
     }
 
     /// Lets the worker end its job. It is said again at each connection.

@@ -109,6 +109,19 @@ fn a_tail_of_garbage_is_cut_off() {
     assert_is(&mut Spool::open(directory.path(), LIMIT).unwrap(), directory.path(), 10);
 }
 
+/// Disks keep no order: the length of a message can be there before its last byte is.
+#[test]
+fn a_message_that_is_on_the_disk_in_part_is_cut_off() {
+    let (directory, spool) = filled(10);
+    drop(spool);
+    let path = &files(directory.path())[0];
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+    assert_eq!(Spool::open(directory.path(), LIMIT).unwrap().last_sequence(), 9);
+    assert_is(&mut Spool::open(directory.path(), LIMIT).unwrap(), directory.path(), 9);
+}
+
 #[test]
 fn what_was_uploaded_is_gone_from_the_disk_and_still_counted() {
     let (directory, mut spool) = filled(4000);

@@ -1,12 +1,15 @@
 //! What is done with bytes from outside, one function for each parser: none of them may panic, take long, or break what it
 //! promises about its output. `cargo xtask fuzz` looks for input that makes them; the tests do the inputs that were found.
 
+mod socket;
+
 use std::fs;
 use std::io::{Cursor, Read as _};
 use std::path::Path;
 use std::time::SystemTime;
 
 use bundle_core::build_note::Elf;
+use bundle_core::install_config::{self, Config, Json};
 use bundle_core::manifest::Manifest;
 use bundle_core::{gzip, image, inspect, sums};
 use launcher_wire::mqtt::{Envelope, FromWorker, ToWorker};
@@ -25,7 +28,7 @@ use spacelift_worker::{archive, runtime_config};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     ("manifest", read_manifest),
     ("sums", read_sums),
     ("gzip", inflate),
@@ -44,6 +47,8 @@ pub const TARGETS: [Target; 18] = [
     ("masking", mask),
     ("directive", mask_added),
     ("source", unpack),
+    ("install_config", read_install_config),
+    ("socket", socket::hear),
 ];
 
 /// More than this is longer than finding anything takes.
@@ -248,6 +253,56 @@ fn unpack(bytes: &[u8]) {
     let beside: Vec<_> = entries(around.path());
     assert_eq!(beside, ["beside", "into"], "something is outside");
     assert_eq!(fs::read(around.path().join("beside")).expect("it is there"), b"as it was");
+}
+
+/// What is accepted is read alike when it is written anew. A mistake has a place in the text, and nobody is shown a password.
+fn read_install_config(bytes: &[u8]) {
+    let path = Path::new("/etc/release/config.json");
+    let read = |bytes: &[u8]| Config::parse(bytes, path);
+    let written = |json: &Json| serde_json::to_vec(json).expect("what was read can be written");
+    let text = match read(bytes) {
+        Err(install_config::Error::Syntax { source, .. }) => {
+            let text = str::from_utf8(bytes).expect("other bytes are refused before");
+            let line = text.split('\n').nth(source.line() - 1).expect("the line is in the text");
+            assert!((1..=line.chars().count() + 1).contains(&source.column()), "{source} is not in {line:?}");
+            let said = source.to_string();
+            let mut parts = said.as_bytes().windows(SHOWN).flat_map(str::from_utf8);
+            let shown = parts.find(|part| text.contains(part));
+            assert_eq!(shown, None, "the text is in the message");
+            return;
+        }
+        Ok(_) | Err(_) => str::from_utf8(bytes),
+    };
+    let Some(mut json) = text.ok().and_then(|text| Json::parse(text).ok()) else { return };
+    if let Ok(config) = read(bytes) {
+        assert_eq!(read(&written(&json)).expect("what was written can be read"), config);
+    }
+    mark(&mut json, false);
+    match read(&written(&json)) {
+        Ok(config) => assert!(!format!("{config:?}").contains(MARK), "a secret is shown"),
+        Err(error) => assert!(!format!("{error} {error:?}").contains(MARK), "a secret is shown"),
+    }
+}
+
+/// So many bytes of a text in a message are no accident.
+const SHOWN: usize = 24;
+/// What makes a secret recognizable. No text has it by chance.
+const MARK: &str = "\u{2e3b}hunter2\u{2e3b}";
+/// Fields of `config.json` that may hold a secret, wherever they stand.
+const SECRETS: [&str; 5] = ["http_proxy", "https_proxy", "client_credentials", "client_secret", "signing_secret"];
+
+/// Makes the secrets of a configuration recognizable: every text in one of the fields.
+fn mark(json: &mut Json, is_secret: bool) {
+    match json {
+        Json::Text(text) if is_secret => text.push_str(MARK),
+        Json::List(list) => list.iter_mut().for_each(|item| mark(item, is_secret)),
+        Json::Object(entries) => {
+            for (name, value) in entries {
+                mark(value, is_secret || SECRETS.contains(&name.as_str()));
+            }
+        }
+        Json::Null | Json::Flag(_) | Json::Number(_) | Json::Text(_) => {}
+    }
 }
 
 fn entries(directory: &Path) -> Vec<String> {

@@ -15,6 +15,7 @@ pub mod digest;
 pub mod gzip;
 pub mod image;
 pub mod inspect;
+pub mod install_config;
 pub mod interrupt;
 pub mod launcher_sums;
 pub mod manifest;

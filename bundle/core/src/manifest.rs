@@ -469,7 +469,7 @@ pub(crate) mod tests {
     #[test]
     fn broken_rules_are_refused() {
         type Change = fn(&mut Manifest);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 11] = [
             ("format", |m| m.format = 2),
             ("duplicate", |m| m.files.push(m.files[1].clone())),
             ("unsorted", |m| m.files.swap(0, 1)),
@@ -483,6 +483,12 @@ pub(crate) mod tests {
                 file.path = "version/x".parse().unwrap();
                 file.kind = Kind::File;
                 m.files.push(file);
+            }),
+            ("itself", |m| {
+                let mut file = m.files[1].clone();
+                file.path = MANIFEST.parse().unwrap();
+                file.kind = Kind::of(&file.path);
+                m.files.insert(1, file);
             }),
             ("image not listed", |m| {
                 m.files[1].path = "container-images/x.tar".parse().unwrap();

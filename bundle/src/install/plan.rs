@@ -1,11 +1,11 @@
 //! What an installation would do, from what is there. Finding out has no effect.
 
+use bundle_core::install_config::Config;
 use bundle_core::manifest::Manifest;
 use bundle_core::verify::{self, Policy};
 use serde_json::json;
 
 use super::account::{self, Account};
-use super::config::Config;
 use super::stack::{self, Import, Stack, Stacks, State};
 use crate::aws::Connection;
 use crate::exit::Usage;

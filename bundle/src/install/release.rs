@@ -11,6 +11,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use bundle_core::digest::Digest;
+use bundle_core::install_config::{Pin, SHIPPED};
 use bundle_core::interrupt;
 use bundle_core::launcher_sums::LauncherSums;
 use bundle_core::manifest::{MANIFEST, MANIFEST_SIGNATURE, MAX_MANIFEST, Manifest};
@@ -19,10 +20,6 @@ use bundle_core::signature::{self, CertError, Fingerprint, PinnedCerts};
 use bundle_core::verify::{self, Policy};
 use tempfile::TempDir;
 
-use super::config::Pin;
-
-/// `config.json` as it ships with every release of this commit.
-pub(crate) const SHIPPED_CONFIG: &str = include_str!("../../../config.json");
 /// Its name.
 pub(crate) const CONFIG: &str = "config.json";
 /// Limit of a signature file; the verifier has a tighter one.
@@ -67,9 +64,9 @@ impl Copy {
                     fs::create_dir(&path).map_err(|error| io_error("write", &path, error))?;
                 }
             }
-            if name == CONFIG && file.sha256 == Digest::of(SHIPPED_CONFIG.as_bytes()) {
+            if name == CONFIG && file.sha256 == Digest::of(SHIPPED.as_bytes()) {
                 let path = copy.path().join(name);
-                fs::write(&path, SHIPPED_CONFIG).map_err(|error| io_error("write", &path, error))?;
+                fs::write(&path, SHIPPED).map_err(|error| io_error("write", &path, error))?;
                 continue;
             }
             copy.file(source, name, file.mode.bits(), file.size)?;
