@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::process::Command;
 
 use integration_tests::program;
@@ -243,7 +244,16 @@ fn the_manual_has_a_page_for_every_command() {
     }
     assert_eq!(
         names("completions"),
-        ["_spacelift-bundle", "spacelift-bundle", "spacelift-bundle.fish"].map(str::to_owned).into()
+        [
+            "_spacelift-bundle",
+            "_spacelift-launcher",
+            "spacelift-bundle",
+            "spacelift-bundle.fish",
+            "spacelift-launcher",
+            "spacelift-launcher.fish",
+        ]
+        .map(str::to_owned)
+        .into()
     );
     succeed(tool("bash").arg("-n").arg(unpacked.root.join("completions/spacelift-bundle")));
     let printed = succeed(Command::new(program::bundle()).args(["completions", "bash"]));
@@ -264,6 +274,51 @@ fn the_launchers_page_names_every_variable() {
     for variable in variables {
         let name = variable.split('<').next().unwrap();
         assert!(page.contains(name), "{variable} is not on the page");
+    }
+}
+
+/// Those of the launcher are written by hand, as its command line is.
+#[test]
+fn the_launchers_completions_name_every_command_and_flag() {
+    let help = succeed(Command::new(program::launcher()).arg("--help"));
+    let usage = help.split_once("Usage:").unwrap().1.split_once("\n\n").unwrap().0;
+    let usage: Vec<&str> = usage.lines().filter(|line| line.starts_with("  spacelift-launcher")).collect();
+    let words: BTreeSet<&str> = usage
+        .iter()
+        .flat_map(|line| line.split_whitespace().skip(1))
+        .map(|word| word.trim_matches(['[', ']']))
+        .filter(|word| word.chars().any(|c| c.is_ascii_lowercase()))
+        .collect();
+    assert_eq!(words, ["--dir", "--help", "--json", "--version", "check", "extract-worker"].into(), "{usage:?}");
+    let directory = workspace().join("completions");
+    for (file, long) in
+        [("spacelift-launcher", "--"), ("_spacelift-launcher", "--"), ("spacelift-launcher.fish", "-l ")]
+    {
+        let text = fs::read_to_string(directory.join(file)).unwrap();
+        for word in &words {
+            let word = word.strip_prefix("--").map_or_else(|| (*word).to_owned(), |name| format!("{long}{name}"));
+            assert!(text.contains(&word), "{word} is not in {file}");
+        }
+    }
+    // What bash offers after these words, the last of which is only begun.
+    let offered = |words: &str| -> BTreeSet<String> {
+        let script = "source \"$0\"; COMP_WORDS=(spacelift-launcher \"$@\"); COMP_CWORD=$#; _spacelift_launcher; \
+                      printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let mut bash = tool("bash");
+        bash.args(["--norc", "-c", script]).arg(directory.join("spacelift-launcher"));
+        succeed(bash.args(words.split(' '))).lines().map(str::to_owned).collect()
+    };
+    assert_eq!(offered(""), ["check", "extract-worker", "--version", "-V", "--help", "-h"].map(str::to_owned).into());
+    assert_eq!(offered("extract-worker --d"), ["--dir"].map(str::to_owned).into());
+    assert_eq!(offered("--version --j"), ["--json"].map(str::to_owned).into());
+    // These shells are on few machines; where they are, they have to understand it.
+    for (shell, file) in [("zsh", "_spacelift-launcher"), ("fish", "spacelift-launcher.fish")] {
+        let is_there = std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|path| path.join(shell).is_file());
+        if is_there {
+            succeed(tool(shell).arg("-n").arg(directory.join(file)));
+        } else {
+            let _ = writeln!(std::io::stderr(), "{shell} is not here: {file} was compared with the help alone");
+        }
     }
 }
 
