@@ -173,7 +173,9 @@ impl Connection {
         if let Some(endpoint) = config.endpoint_url() {
             check_endpoint(endpoint, options.allow_http)?;
         }
-        let region = config.region().ok_or(Error::NoRegion)?.to_string();
+        // An empty variable is how a shell spells "none".
+        let region = config.region().map(ToString::to_string).filter(|region| !region.is_empty());
+        let region = region.ok_or(Error::NoRegion)?;
         let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build();
         let connector = SharedHttpConnector::new(connector(tls, proxy, Some(settings), config.sleep_impl()));
         Ok(Self { config, connector, region, allow_http: options.allow_http })

@@ -24,6 +24,10 @@ Usage: cargo xtask bench pack|verify|publish|push|sessions [flags]
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
 
 Inputs are generated in /var/tmp. Measure on an idle machine. `push` starts a container engine, and so has to be root.
+
+Examples:
+  cargo xtask bench verify
+  cargo xtask bench sessions --no-install
 ";
 
 /// The package and program that measures.
