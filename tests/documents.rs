@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use integration_tests::program;
@@ -243,7 +245,16 @@ fn the_manual_has_a_page_for_every_command() {
     }
     assert_eq!(
         names("completions"),
-        ["_spacelift-bundle", "spacelift-bundle", "spacelift-bundle.fish"].map(str::to_owned).into()
+        [
+            "_spacelift-bundle",
+            "_spacelift-launcher",
+            "spacelift-bundle",
+            "spacelift-bundle.fish",
+            "spacelift-launcher",
+            "spacelift-launcher.fish",
+        ]
+        .map(str::to_owned)
+        .into()
     );
     succeed(tool("bash").arg("-n").arg(unpacked.root.join("completions/spacelift-bundle")));
     let printed = succeed(Command::new(program::bundle()).args(["completions", "bash"]));
@@ -264,6 +275,51 @@ fn the_launchers_page_names_every_variable() {
     for variable in variables {
         let name = variable.split('<').next().unwrap();
         assert!(page.contains(name), "{variable} is not on the page");
+    }
+}
+
+/// Those of the launcher are written by hand, as its command line is.
+#[test]
+fn the_launchers_completions_name_every_command_and_flag() {
+    let help = succeed(Command::new(program::launcher()).arg("--help"));
+    let usage = help.split_once("Usage:").unwrap().1.split_once("\n\n").unwrap().0;
+    let usage: Vec<&str> = usage.lines().filter(|line| line.starts_with("  spacelift-launcher")).collect();
+    let words: BTreeSet<&str> = usage
+        .iter()
+        .flat_map(|line| line.split_whitespace().skip(1))
+        .map(|word| word.trim_matches(['[', ']']))
+        .filter(|word| word.chars().any(|c| c.is_ascii_lowercase()))
+        .collect();
+    assert_eq!(words, ["--dir", "--help", "--json", "--version", "check", "extract-worker"].into(), "{usage:?}");
+    let directory = workspace().join("completions");
+    for (file, long) in
+        [("spacelift-launcher", "--"), ("_spacelift-launcher", "--"), ("spacelift-launcher.fish", "-l ")]
+    {
+        let text = fs::read_to_string(directory.join(file)).unwrap();
+        for word in &words {
+            let word = word.strip_prefix("--").map_or_else(|| (*word).to_owned(), |name| format!("{long}{name}"));
+            assert!(text.contains(&word), "{word} is not in {file}");
+        }
+    }
+    // What bash offers after these words, the last of which is only begun.
+    let offered = |words: &str| -> BTreeSet<String> {
+        let script = "source \"$0\"; COMP_WORDS=(spacelift-launcher \"$@\"); COMP_CWORD=$#; _spacelift_launcher; \
+                      printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let mut bash = tool("bash");
+        bash.args(["--norc", "-c", script]).arg(directory.join("spacelift-launcher"));
+        succeed(bash.args(words.split(' '))).lines().map(str::to_owned).collect()
+    };
+    assert_eq!(offered(""), ["check", "extract-worker", "--version", "-V", "--help", "-h"].map(str::to_owned).into());
+    assert_eq!(offered("extract-worker --d"), ["--dir"].map(str::to_owned).into());
+    assert_eq!(offered("--version --j"), ["--json"].map(str::to_owned).into());
+    // These shells are on few machines; where they are, they have to understand it.
+    for (shell, file) in [("zsh", "_spacelift-launcher"), ("fish", "spacelift-launcher.fish")] {
+        let is_there = std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|path| path.join(shell).is_file());
+        if is_there {
+            succeed(tool(shell).arg("-n").arg(directory.join(file)));
+        } else {
+            let _ = writeln!(std::io::stderr(), "{shell} is not here: {file} was compared with the help alone");
+        }
     }
 }
 
@@ -288,29 +344,95 @@ fn documented_commands() -> Vec<(String, Vec<String>)> {
     commands
 }
 
+/// The commands that a program's help begins with, two blanks in, under `heading`.
+fn commands_of(program: &Path, heading: &str) -> Vec<String> {
+    let help = succeed(Command::new(program).arg("--help"));
+    let list = help.split_once(heading).unwrap_or_else(|| panic!("{heading} is not in\n{help}")).1;
+    let list = list.trim_start_matches('\n').split("\n\n").next().unwrap();
+    let lines = list.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+/// Without what a shell puts in for `$(…)`: its flags are those of another program.
+fn without_substitutions(line: &str) -> String {
+    let mut parts = line.split("$(");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.filter_map(|part| part.split_once(')')).fold(first, |line, (_, after)| line + after)
+}
+
+/// What every `--help` shows under "Examples:", as [`documented_commands`].
+fn commands_in_helps() -> Vec<(String, Vec<String>)> {
+    let mut helps: Vec<(&Path, Vec<String>)> =
+        [program::bundle(), program::launcher(), program::worker(), program::mothership(), program::xtask()]
+            .map(|program| (program, vec![]))
+            .into();
+    for (program, heading) in [(program::bundle(), "Commands:\n"), (program::xtask(), "[flags]\n")] {
+        helps.extend(commands_of(program, heading).into_iter().map(|command| (program, vec![command])));
+    }
+    let mut commands = Vec::new();
+    for (program, arguments) in helps {
+        let help = succeed(Command::new(program).args(&arguments).arg("--help")).replace("\\\n", " ");
+        let whose = format!("{} {} --help", program.display(), arguments.join(" "));
+        let examples =
+            help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{whose} shows no example:\n{help}")).1;
+        let examples: Vec<&str> = examples.lines().take_while(|line| line.starts_with("  ")).collect();
+        assert!(!examples.is_empty(), "{whose}: {help}");
+        for line in examples {
+            let line = without_substitutions(line);
+            let line = line.trim().trim_start_matches("source <(").trim_end_matches(')');
+            commands.push((whose.clone(), line.split_whitespace().map(str::to_owned).collect()));
+        }
+    }
+    commands
+}
+
+/// Programs of others that examples run, and what shells have.
+const OTHERS: [&str; 6] = ["cargo", "skopeo", "docker", "export", "T=x86_64-unknown-linux-musl", "gpg"];
+
 #[test]
 fn commands_in_the_documents_are_understood() {
     let mut known = 0;
-    for (document, words) in documented_commands() {
+    let helps = commands_in_helps();
+    let is_example = |document: &str| document.ends_with("--help");
+    for (document, words) in documented_commands().into_iter().chain(helps) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (mut help, arguments) = match words.as_slice() {
-            ["cargo", "xtask", rest @ ..] => (Command::new(program::xtask()), rest),
+        let said = words.join(" ");
+        // The command of a program, in words that are no flags; what else is no flag is an argument of it.
+        let (program, arguments, depth) = match words.as_slice() {
+            ["cargo", "xtask", rest @ ..] => (program::xtask(), rest, 1),
             ["spacelift-bundle" | "bin/spacelift-bundle" | "./bin/spacelift-bundle", rest @ ..] => {
-                (Command::new(program::bundle()), rest)
+                (program::bundle(), rest, 1)
+            }
+            ["./install.sh", ..] if is_example(&document) => (program::bundle(), &["install"][..], 1),
+            ["./uninstall.sh", ..] if is_example(&document) => (program::bundle(), &["uninstall"][..], 1),
+            ["spacelift-launcher" | "./spacelift-launcher", rest @ ..] if is_example(&document) => {
+                (program::launcher(), rest, 0)
+            }
+            ["spacelift-worker", rest @ ..] if is_example(&document) => (program::worker(), rest, 0),
+            ["mothership", rest @ ..] if is_example(&document) => (program::mothership(), rest, 2),
+            // A line that was wrapped begins with anything.
+            [first, ..] if is_example(&document) => {
+                assert!(OTHERS.contains(first), "{document}: {said}\n`{first}` is no program; is the line too long?");
+                continue;
             }
             _ => continue,
         };
-        let said = words.join(" ");
-        let subcommand = arguments.first().unwrap_or_else(|| panic!("{document}: {said}"));
-        let help = finish(help.arg(subcommand).arg("--help")).expect(0).stdout;
-        for flag in arguments.iter().filter(|argument| argument.starts_with("--")) {
+        let subcommand: Vec<&str> =
+            arguments.iter().take(depth).take_while(|word| !word.starts_with('-')).copied().collect();
+        assert!(depth == 0 || !subcommand.is_empty(), "{document}: {said}");
+        let help = finish(Command::new(program).args(&subcommand).arg("--help")).expect(0).stdout;
+        let command = arguments.first().filter(|word| depth == 0 && !word.starts_with('-'));
+        assert!(command.is_none_or(|command| help.contains(command)), "{document}: {said} is not in\n{help}");
+        for flag in
+            arguments.iter().take_while(|argument| **argument != "--").filter(|argument| argument.starts_with("--"))
+        {
             let name = flag.split('=').next().unwrap();
             let is_there = help.split(|c: char| !c.is_alphanumeric() && c != '-').any(|word| word == name);
-            assert!(is_there, "{document}: {said}\n{name} is not in the help of {subcommand}:\n{help}");
+            assert!(is_there, "{document}: {said}\n{name} is not in the help of {}:\n{help}", subcommand.join(" "));
         }
         known += 1;
     }
-    assert!(known > 30, "only {known} commands were found");
+    assert!(known > 80, "only {known} commands were found");
 }
 
 /// The names in a cell of a table, which stand between backticks.

@@ -8,6 +8,7 @@ mod stock_tools;
 mod binaries;
 mod documents;
 mod embedding;
+mod errors;
 mod image;
 mod release_tool;
 mod signing;

@@ -7,10 +7,10 @@
 use std::env;
 use std::fmt;
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -28,8 +28,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 5;
 
 /// The runtime for everything that needs a network.
-pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("cannot start the threads that requests need")
 }
 
 /// Where to connect to. Shared by every command that needs a network.
@@ -179,7 +180,9 @@ impl Connection {
         if let Some(endpoint) = config.endpoint_url() {
             check_endpoint(endpoint, options.allow_http)?;
         }
-        let region = config.region().ok_or(Error::NoRegion)?.to_string();
+        // An empty variable is how a shell spells "none".
+        let region = config.region().map(ToString::to_string).filter(|region| !region.is_empty());
+        let region = region.ok_or(Error::NoRegion)?;
         let settings = HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build();
         let connector = SharedHttpConnector::new(connector(tls, proxy, Some(settings), config.sleep_impl()));
         Ok(Self { config, connector, region, allow_http: options.allow_http })

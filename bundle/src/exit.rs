@@ -37,6 +37,11 @@ pub(crate) fn step(error: &anyhow::Error) -> Option<u8> {
     error.chain().find_map(|cause| cause.downcast_ref::<verify::Error>().and_then(verify::Error::step))
 }
 
+/// What to do about a refusal of verification, where the refusal itself does not say so.
+pub(crate) fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| cause.downcast_ref::<verify::Error>().and_then(verify::Error::advice))
+}
+
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -140,6 +145,7 @@ fn of_failure(failure: &Failure) -> u8 {
     match failure.kind {
         failure::Kind::Denied => DENIED,
         failure::Kind::Wrong => CONFIGURATION,
+        failure::Kind::Full => IO,
         failure::Kind::Unreachable => UNAVAILABLE,
         failure::Kind::Busy => TRY_AGAIN,
         failure::Kind::Interrupted => INTERRUPTED,
@@ -162,7 +168,11 @@ fn of_io(doing: &str, error: &io::Error) -> u8 {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => IO,
         _ if doing == "read" => NO_INPUT,
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists => CANNOT_CREATE,
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::AlreadyExists => CANNOT_CREATE,
         _ => IO,
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Denied,
     /// What was asked for is not there, or not what it should be.
     Wrong,
+    /// There is no room.
+    Full,
     /// The service cannot be reached.
     Unreachable,
     /// The service is there and cannot answer now.
@@ -234,6 +236,11 @@ pub(crate) fn of_chain(error: &(dyn StdError + 'static)) -> (Kind, String) {
     }
     if contains(&["checksum mismatch", "checksum did not match"]) {
         return (Kind::Wrong, format!("what came is not what the store keeps ({innermost})"));
+    }
+    if contains(&["InvalidContentType"]) {
+        let why = "the server does not speak TLS; if it is meant to be plain HTTP, give an address that begins with http:// \
+                   and accept with --allow-http that everything can be read on the way";
+        return (Kind::Unreachable, why.into());
     }
     if contains(&["UnknownIssuer", "invalid peer certificate", "CertNotValidForName", "CaUsedAsEndEntity"]) {
         return (

@@ -116,7 +116,11 @@ pub(crate) fn run(request: &Request<'_>, progress: &Arc<Progress>) -> anyhow::Re
     let pinned = copy.pinned(&pins)?;
     if pinned.certs().len() < count {
         let pinned = pinned.certs().len();
-        return Err(Usage(format!("{count} signatures cannot be had: only {pinned} certificate(s) are pinned")).into());
+        let why = format!(
+            "{count} signatures cannot be had: only {pinned} certificate(s) are pinned; name the others in `signers`, or \
+             lower `threshold`"
+        );
+        return Err(Usage(why).into());
     }
     let policy = Policy {
         pinned: &pinned,
@@ -199,7 +203,7 @@ pub(crate) fn ask(question: &str, accepted: &[&str], flag: &str) -> anyhow::Resu
     });
     let answer = loop {
         match receiver.recv_timeout(TICK) {
-            Ok(answer) => break answer?,
+            Ok(answer) => break answer.context("cannot read the answer")?,
             Err(mpsc::RecvTimeoutError::Timeout) => interrupt::check()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => break String::new(),
         }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use bundle_core::interrupt;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -29,6 +30,10 @@ mod uninstall;
 /// weak or out of its time, 14 the sums file, 15 the archive is not the signed one, 16 its form, 17 the manifest or a file
 /// in it, 18 parts that do not belong together, 19 a development release, a rollback or a skipped version.
 #[derive(Parser)]
+#[command(after_help = "Examples:
+  spacelift-bundle verify self-hosted-v1.2.3.tar.gz --cert vendor.asc
+  spacelift-bundle inspect self-hosted-v1.2.3.tar.gz
+  spacelift-bundle install --release self-hosted-v1.2.3 -c config.json --dry-run")]
 #[command(name = "spacelift-bundle", version = commands::version::LINE, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    interrupt::catch()?;
+    interrupt::catch().context("cannot watch for signals")?;
     let json = arguments.json;
     match arguments.command {
         Command::Verify(arguments) => commands::verify::run(&arguments, json)?,
@@ -101,7 +106,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Notices(arguments) => commands::notices::run(&arguments, json)?,
         Command::Provenance(arguments) => commands::provenance::run(&arguments, json)?,
         Command::ReleaseConfig(arguments) => commands::release_config::run(&arguments, json)?,
-        Command::Manual(arguments) => commands::manual::run(&arguments, Arguments::command())?,
+        Command::Manual(arguments) => commands::manual::run(&arguments, Arguments::command())
+            .with_context(|| format!("cannot write the manual to {}", arguments.output_dir.display()))?,
         Command::Completions(arguments) => commands::manual::print_completions(&arguments, Arguments::command())?,
         Command::Version(_) => commands::version::run(json)?,
     }
@@ -117,19 +123,28 @@ fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     }
     let message = message(error);
     if json {
-        let document =
-            serde_json::json!({ "ok": false, "exit_code": code, "step": exit::step(error), "error": message });
+        let document = serde_json::json!({
+            "ok": false, "exit_code": code, "step": exit::step(error), "error": message, "advice": exit::advice(error),
+        });
         let _ = writeln!(io::stdout(), "{document}");
     }
     let step = exit::step(error).map(|step| format!(" (verification step {step})")).unwrap_or_default();
     let (red, reset) = if io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     let _ = writeln!(io::stderr(), "{red}error{reset}{step}: {message}");
+    if let Some(advice) = exit::advice(error) {
+        let _ = writeln!(io::stderr(), "{advice}");
+    }
     ExitCode::from(code)
 }
 
 /// The error and its causes on one line. Typed errors name their cause in their own text; it is not said twice.
 fn message(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
+    // Commands give what they cannot print as it is; everything else has words about what was being done.
+    let is_bare = error.chain().next().and_then(|first| first.downcast_ref::<io::Error>());
+    if is_bare.is_some_and(|error| !interrupt::is_interrupted(error)) {
+        message.insert_str(0, "cannot write to standard output: ");
+    }
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         if !message.contains(&cause) {

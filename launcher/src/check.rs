@@ -74,8 +74,11 @@ pub async fn run(config: &Config) -> Vec<Finding> {
     let id = WorkerId::new();
     match config.network() {
         Ok(network) => {
-            findings.push(Finding { part: Part::Api, result: api(config, &network, id).await });
-            findings.push(Finding { part: Part::Broker, result: broker(config, &network, id).await });
+            let api = api(config, &network, id).await.map_err(|reason| format!("{}: {reason}", config.token.api));
+            findings.push(Finding { part: Part::Api, result: api });
+            let broker = broker(config, &network, id).await;
+            let broker = broker.map_err(|reason| format!("{}: {reason}", config.token.broker));
+            findings.push(Finding { part: Part::Broker, result: broker });
         }
         Err(error) => findings.push(Finding { part: Part::Api, result: Err(error.to_string()) }),
     }
@@ -146,7 +149,10 @@ async fn broker(config: &Config, network: &Network, worker: WorkerId) -> Result<
     handle.close().await;
     match result {
         Ok(result) => result.map(|()| format!("{} accepts the pool's certificate", config.token.broker)),
-        Err(_) => Err(format!("{} does not answer within {} s", config.token.broker, LIMIT.as_secs())),
+        Err(_) => Err(format!(
+            "it does not answer within {} s: check that a firewall lets this host reach it",
+            LIMIT.as_secs()
+        )),
     }
 }
 

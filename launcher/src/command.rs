@@ -34,6 +34,12 @@ Usage:
   spacelift-launcher --help
       Print this text.
 
+Examples:
+  export SPACELIFT_TOKEN=... SPACELIFT_POOL_PRIVATE_KEY=$(base64 -w 0 spacelift.key)
+  spacelift-launcher check
+  spacelift-launcher
+  spacelift-launcher extract-worker --dir /opt/spacelift
+
 Exit codes:
   0    done
   64   the command line or a variable is wrong

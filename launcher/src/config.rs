@@ -397,7 +397,7 @@ fn token(reader: &mut Reader, now: Duration) -> Option<(Token, PoolCertificate)>
     let expires_soon = i64::try_from(EXPIRES_SOON.as_secs()).unwrap_or(i64::MAX);
     if left < 0 {
         let days = left.unsigned_abs() / (24 * 60 * 60);
-        reader.problem(TOKEN, format_args!("the pool's certificate expired {days} days ago. {remedy}"));
+        reader.problem(TOKEN, format_args!("the pool's certificate expired {} ago. {remedy}", in_days(days)));
     } else if certificate.not_before > now.saturating_add(CLOCK_SKEW) {
         reader.problem(TOKEN, "the pool's certificate is not valid yet. Is the clock of this host right?");
     } else if left < expires_soon {
@@ -405,6 +405,10 @@ fn token(reader: &mut Reader, now: Duration) -> Option<(Token, PoolCertificate)>
         reader.warn(format_args!("{TOKEN}: the pool's certificate expires in {days} days. {remedy}"));
     }
     Some((token, certificate))
+}
+
+fn in_days(days: u64) -> String {
+    if days == 1 { "1 day".to_owned() } else { format!("{days} days") }
 }
 
 fn key(reader: &mut Reader) -> Option<PoolKey> {

@@ -41,7 +41,9 @@ pub enum Error {
         source: io::Error,
     },
     /// All are taken.
-    #[error("{MAXIMUM} launchers of this pool run on this host already")]
+    #[error(
+        "{MAXIMUM} launchers of this pool run on this host already. End one of them, or start this one on another host"
+    )]
     Full,
     /// A file of an earlier launcher is not what launchers write.
     #[error("`{}` is damaged: {reason}. Look at it, then remove the directory that it is in", path.display())]

@@ -11,12 +11,7 @@ use std::sync::OnceLock;
 /// It cannot be built, or the variable names nothing.
 pub fn bundle() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| match std::env::var_os("SPACELIFT_BUNDLE") {
-        Some(path) => {
-            std::fs::canonicalize(&path).unwrap_or_else(|error| panic!("SPACELIFT_BUNDLE={}: {error}", path.display()))
-        }
-        None => build("spacelift-bundle"),
-    })
+    PATH.get_or_init(|| named_or_built("SPACELIFT_BUNDLE", "spacelift-bundle"))
 }
 
 /// `spacelift-launcher`, as [`bundle`]; the environment variable is `SPACELIFT_LAUNCHER`.
@@ -25,29 +20,43 @@ pub fn bundle() -> &'static Path {
 /// It cannot be built, or the variable names nothing.
 pub fn launcher() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| match std::env::var_os("SPACELIFT_LAUNCHER") {
-        Some(path) => std::fs::canonicalize(&path)
-            .unwrap_or_else(|error| panic!("SPACELIFT_LAUNCHER={}: {error}", path.display())),
-        None => build("spacelift-launcher"),
-    })
+    PATH.get_or_init(|| named_or_built("SPACELIFT_LAUNCHER", "spacelift-launcher"))
 }
 
-/// `mothership`, the reference control plane, built here, once.
+/// `spacelift-worker`, as [`bundle`]; the environment variable is `SPACELIFT_WORKER`.
 ///
 /// # Panics
-/// It cannot be built.
+/// It cannot be built, or the variable names nothing.
+pub fn worker() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| named_or_built("SPACELIFT_WORKER", "spacelift-worker"))
+}
+
+/// `mothership`, the reference control plane, as [`bundle`]; the environment variable is `SPACELIFT_MOTHERSHIP`.
+///
+/// # Panics
+/// It cannot be built, or the variable names nothing.
 pub fn mothership() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("mothership"))
+    PATH.get_or_init(|| named_or_built("SPACELIFT_MOTHERSHIP", "mothership"))
 }
 
-/// `cargo xtask` as a program, built here, once.
+/// `cargo xtask` as a program, as [`bundle`]; the environment variable is `SPACELIFT_XTASK`.
 ///
 /// # Panics
-/// It cannot be built.
+/// It cannot be built, or the variable names nothing.
 pub fn xtask() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| build("xtask"))
+    PATH.get_or_init(|| named_or_built("SPACELIFT_XTASK", "xtask"))
+}
+
+fn named_or_built(variable: &str, package: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => {
+            std::fs::canonicalize(&path).unwrap_or_else(|error| panic!("{variable}={}: {error}", path.display()))
+        }
+        None => build(package),
+    }
 }
 
 fn build(package: &str) -> PathBuf {

@@ -30,6 +30,11 @@ use spacelift_worker::stop::{SIGNAL_GRACE, Stopper};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+const EXAMPLES: &str = "\
+Examples:
+  spacelift-worker --version
+  spacelift-worker --version --json";
+
 const EXIT_USAGE: u8 = 64;
 const EXIT_SYSTEM: u8 = 71;
 const EXIT_IO: u8 = 74;
@@ -45,11 +50,13 @@ fn main() -> ExitCode {
         ["--version" | "-V", "--json"] | ["--json", "--version" | "-V"] => print_note(&info),
         ["run", ref flags @ ..] => match place(flags) {
             Some(place) => return work(place),
-            None => return usage(&info),
+            None => return usage(&info, &format!("`run` does not take {}", quoted(flags))),
         },
         ["dump-env", path] => return dump_environment(Path::new(path)),
-        ["--help" | "-h"] => writeln!(io::stdout(), "{}", introduction(&info)),
-        _ => return usage(&info),
+        ["--help" | "-h"] => writeln!(io::stdout(), "{}\n\n{EXAMPLES}", introduction(&info)),
+        ["dump-env"] => return usage(&info, "`dump-env` needs the name of a file"),
+        [] => return usage(&info, "it was started without a command"),
+        ref unknown => return usage(&info, &format!("it does not know {}", quoted(unknown))),
     };
     match written {
         // Whoever stopped reading has seen enough.
@@ -61,9 +68,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn usage(info: &BuildInfo) -> ExitCode {
+fn quoted(arguments: &[&str]) -> String {
+    format!("`{}`", arguments.join(" "))
+}
+
+fn usage(info: &BuildInfo, problem: &str) -> ExitCode {
     // Nothing is left to report to when standard error is closed as well.
-    let _ = writeln!(io::stderr(), "{}", introduction(info));
+    let _ = writeln!(io::stderr(), "spacelift-worker: {problem}.\n{}", introduction(info));
     ExitCode::from(EXIT_USAGE)
 }
 

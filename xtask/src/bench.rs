@@ -35,6 +35,11 @@ may be less.
 
 Inputs are generated in /var/tmp. Measure on an idle machine. `push`, `agent` and `pipeline` start a container
 engine, and so have to be root.
+
+Examples:
+  cargo xtask bench
+  cargo xtask bench verify
+  cargo xtask bench sessions --no-install
 ";
 
 /// The package and program that measures.

@@ -31,6 +31,10 @@ Formatting, lints, shell scripts, dependency rules, `cargo deny`, then `cargo xt
 Environment:
   RUSTSEC_ADVISORY_DB   A copy of the RustSec advisory database, as a directory or a tar file. Without it the database
                         is fetched; where that fails, advisories are not checked, and the output says so.
+
+Examples:
+  cargo xtask ci
+  cargo xtask ci --checks
 ";
 
 /// The checker of licences, bans, sources and advisories. Built from source: its binaries are not on any package index that

@@ -27,6 +27,10 @@ Usage: cargo xtask demo [flags]
       --no-dist      Use the release that is in target/dist; build none
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
+
+Examples:
+  cargo xtask demo
+  cargo xtask demo --no-dist --yes --exit
 ";
 
 /// Programs that it runs, and the Debian packages that have them.

@@ -127,21 +127,21 @@ fn objections(options: &Options, workspace: &Workspace, sources: &Sources) -> Ve
             reasons.push(advice.into());
         }
     }
-    let mut files: Vec<&Path> = vec![];
-    files.extend(options.certificates.iter().map(PathBuf::as_path));
-    files.extend(options.passphrase_file.as_deref());
+    let mut files: Vec<(&str, &Path)> = vec![];
+    files.extend(options.certificates.iter().map(|file| ("--cert", file.as_path())));
+    files.extend(options.passphrase_file.as_deref().map(|file| ("--passphrase-file", file)));
     if let Signing::Keys { files: keys, .. } = &options.signing {
-        files.extend(keys.iter().map(PathBuf::as_path));
+        files.extend(keys.iter().map(|file| ("--key", file.as_path())));
         let ours = development_directory(workspace);
         if options.audience == Audience::Customers && keys.iter().any(|key| key.starts_with(&ours)) {
             reasons.push(format!("the keys in {} are for development releases", ours.display()));
         }
     }
     let config = config(options, workspace);
-    files.push(&config);
-    for file in files {
+    files.push(("--config", &config));
+    for (flag, file) in files {
         if let Err(error) = File::open(file) {
-            reasons.push(format!("{} cannot be read: {error}", file.display()));
+            reasons.push(format!("{}, the file for {flag}, cannot be read: {error}", file.display()));
         }
     }
     if let Some(name) = &options.passphrase_env

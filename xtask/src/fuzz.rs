@@ -24,6 +24,10 @@ Usage: cargo xtask fuzz [TARGET] [flags]
 
 Without a target, all of them, one after the other. The targets are in tests/support/fuzz.rs, their inputs in
 tests/data/fuzz; what is found on the way stays in target/fuzz/corpus.
+
+Examples:
+  cargo xtask fuzz
+  cargo xtask fuzz manifest --minutes 30
 ";
 
 const DEFAULT_MINUTES: u64 = 10;

@@ -28,6 +28,10 @@ Builds `spacelift-bundle` and runs its `keygen` with these flags:
       --json                  Print one JSON document on standard output
   -h, --help                  Print this
 
+Examples:
+  cargo xtask keygen --user-id 'Example Inc. releases <release@example.com>' --output ../release-keys
+  cargo xtask keygen --rotate ../release-keys/release-key.secret.asc --output ../release-keys --name release-key-2028
+
 The passphrase is asked for twice unless a flag says where it is.
 ";
 

@@ -54,8 +54,16 @@ Usage: cargo xtask COMMAND [flags]
   fuzz        Search for input that harms a parser
   ci          Everything that must hold before a change is merged
 
+Examples:
+  cargo xtask dist
+  cargo xtask test -- release_tool
+  cargo xtask demo
+
 `cargo xtask COMMAND --help` tells more. Exit codes: 0 done; 1 something failed; 64 wrong usage; 130 interrupted.
 ";
+
+/// Those of [`HELP`].
+const COMMANDS: [&str; 10] = ["dist", "keygen", "publish", "reproduce", "test", "bench", "demo", "soak", "fuzz", "ci"];
 
 fn main() -> ExitCode {
     match run() {
@@ -84,8 +92,15 @@ fn run() -> Result<()> {
         "soak" => soak::run(arguments),
         "fuzz" => fuzz::run(arguments),
         "ci" => ci::run(arguments),
-        other => Err(Failure::usage(format!("there is no command \"{other}\"; see cargo xtask --help"))),
+        other => Err(Failure::usage(format!("there is no command \"{other}\"; see `cargo xtask --help`"))),
     }
+}
+
+/// `cargo xtask` with its command, if one was given.
+fn command_line() -> String {
+    let command = std::env::args_os().nth(1).and_then(|command| command.into_string().ok());
+    let command = command.filter(|command| COMMANDS.contains(&command.as_str()));
+    command.map_or_else(|| "cargo xtask".to_owned(), |command| format!("cargo xtask {command}"))
 }
 
 /// The one place that prints errors and decides the exit code.
@@ -99,7 +114,15 @@ fn report(error: &anyhow::Error) -> ExitCode {
         None if error.is::<lexopt::Error>() => 64,
         None => 1,
     };
+    let message = match error.downcast_ref::<lexopt::Error>() {
+        // Its words have its cause in them already.
+        Some(error) => format!("{error}; see `{} --help`", command_line()),
+        None if error.chain().next().is_some_and(|first| first.is::<io::Error>()) => {
+            format!("cannot write to standard output: {error}")
+        }
+        None => format!("{error:#}"),
+    };
     // Without standard error the exit code is all that can be told.
-    let _ = writeln!(io::stderr(), "cargo xtask: {error:#}");
+    let _ = writeln!(io::stderr(), "cargo xtask: {message}");
     ExitCode::from(code)
 }

@@ -23,6 +23,10 @@ them; most used:
       --dry-run                    Say what would be done and write nothing
       --endpoint-url URL           Another S3-compatible store than AWS
   -h, --help                       Print this
+
+Examples:
+  cargo xtask publish target/dist/self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket s3://example-downloads
+  cargo xtask publish target/dist/self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket file:///media/transfer --dry-run
 ";
 
 /// The command.

@@ -20,6 +20,10 @@ Usage: cargo xtask record [NAME...] [flags]
   -h, --help         Print this
 
 All but `dist` show the release that is in target/dist. `demo` starts a container engine, and so has to be root.
+
+Examples:
+  cargo xtask record
+  cargo xtask record verify install
 ";
 
 /// Programs that are built for it, in debug form, with the features that they have for the tests.

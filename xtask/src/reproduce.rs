@@ -1,6 +1,6 @@
 //! `cargo xtask reproduce`: builds a release again and compares it with the one that is there.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,6 +36,10 @@ names it. ARCHIVE is not verified; do that first, with `spacelift-bundle verify`
 
 Exit codes: 0 equal; 1 different, or something failed; 64 wrong flags, or a release that nobody can rebuild;
 130 interrupted.
+
+Examples:
+  cargo xtask reproduce self-hosted-v1.2.3.tar.gz
+  cargo xtask reproduce self-hosted-v1.2.3.tar.gz --keep
 ";
 
 /// Flags that the rebuild gets as they are.
@@ -60,6 +64,7 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
         }
     }
     let archive = archive.ok_or_else(|| Failure::usage("which archive? cargo xtask reproduce ARCHIVE"))?;
+    File::open(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
     let workspace = Workspace::find()?;
     let work = workspace.root().join("target/reproduce");
     if work.exists() {

@@ -25,6 +25,10 @@ Usage: cargo xtask soak [flags]
   -h, --help         Print this
 
 The report is in target/soak/report.txt.
+
+Examples:
+  cargo xtask soak --minutes 60
+  cargo xtask soak --no-dist
 ";
 
 const DEFAULT_MINUTES: u64 = 20;

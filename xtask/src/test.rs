@@ -26,6 +26,10 @@ Usage: cargo xtask test [flags] [-- arguments for `cargo test`]
 `cargo xtask test -- -- --skip second_clone` leaves out the test that builds everything once more.
 
 The tests use real verifiers, container tools and emulators. A missing one is a failure: nothing is skipped.
+
+Examples:
+  cargo xtask test
+  cargo xtask test --no-dist -- signing
 ";
 
 /// Programs that tests run, and the Debian packages that have them.

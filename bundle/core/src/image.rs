@@ -299,7 +299,7 @@ pub enum Error {
     Disagreement(String),
 
     /// What should be a launcher is none, or one for another architecture.
-    #[error("the launcher for {architecture} {reason}")]
+    #[error("the launcher for {architecture} {reason}; check the file of --launcher {architecture}=FILE")]
     Launcher {
         /// What it was given for.
         architecture: Architecture,

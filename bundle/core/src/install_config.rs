@@ -108,7 +108,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It is not JSON.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; it has to be one JSON object, as config.json in the release is", .path.display())]
     Syntax {
         /// The file.
         path: PathBuf,

@@ -207,7 +207,9 @@ pub enum Error {
         signer: Fingerprint,
     },
     /// Good, but made with an algorithm that can be forged.
-    #[error("the signature by {signer} uses {algorithm}, which is too weak to rely on")]
+    #[error(
+        "the signature by {signer} uses {algorithm}, which is too weak to rely on; ask the vendor for a signature with SHA-256 or SHA-512"
+    )]
     WeakHash {
         /// The pinned certificate.
         signer: Fingerprint,

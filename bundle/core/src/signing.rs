@@ -74,7 +74,7 @@ pub enum Error {
     #[error("{} is protected by a passphrase: give it with --passphrase-file, --passphrase-env or at a terminal's prompt", .0.display())]
     PassphraseNeeded(PathBuf),
     /// The passphrase does not open the key.
-    #[error("the passphrase does not open {}", .0.display())]
+    #[error("the passphrase does not open {}; check that it is the one of this key", .0.display())]
     WrongPassphrase(PathBuf),
     /// The key's remaining validity is shorter than required.
     #[error(
@@ -259,7 +259,7 @@ fn read_key(path: &Path) -> Result<Cert, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     Cert::from_bytes(&bytes).map_err(|error| Error::Unusable {
         path: path.to_owned(),
-        reason: format!("it is not an OpenPGP key: {error}"),
+        reason: format!("it is not an OpenPGP key: {error}; `spacelift-bundle keygen` makes one"),
     })
 }
 
@@ -446,7 +446,7 @@ fn no_signing_key(cert: &Cert, now: SystemTime) -> String {
         if alive { keys.alive().next().is_some() } else { keys.next().is_some() }
     };
     if usable(Some(false), true) {
-        "the secret of its signing key is not in the file; it holds only the public part".into()
+        "the secret of its signing key is not in the file; it holds only the public part. Take the file that keygen calls NAME.signing.asc".into()
     } else if usable(Some(false), false) {
         "its signing keys have expired; add one with `cargo xtask keygen --rotate KEYFILE`".into()
     } else if usable(None, false) {

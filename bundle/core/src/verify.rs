@@ -271,12 +271,51 @@ impl Error {
             Self::Io { .. } => return None,
         })
     }
+
+    /// What to do next, a sentence or two; `None` where the error's own words say it.
+    pub fn advice(&self) -> Option<&'static str> {
+        if let Self::Io { doing, path, source } = self {
+            let ends_with = |suffix: &str| path.to_string_lossy().ends_with(suffix);
+            return match source.kind() {
+                io::ErrorKind::NotFound if *doing == "read" && ends_with(sums::SIGNATURE_SUFFIX) => Some(
+                    "The signature is published with the release. Put it beside the archive, or name it with --signature.",
+                ),
+                io::ErrorKind::NotFound if *doing == "read" && ends_with(sums::SUFFIX) => Some(
+                    "The sums file is published with the release. Put it beside the archive, or name it with --sums.",
+                ),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if *doing == PRIVATE_COPY => {
+                    Some("Name a directory with room for it: --work-dir DIR, or the variable TMPDIR.")
+                }
+                io::ErrorKind::StorageFull => Some("Make room there, or choose another disk."),
+                io::ErrorKind::AlreadyExists => Some("Choose a directory that does not exist yet."),
+                _ => None,
+            };
+        }
+        match self.step()? {
+            1 => Some("Get the signature again from where the release is published, in binary mode."),
+            2 => Some(
+                "Get archive, sums file and signature again, and make sure that the pinned certificates are the vendor's \
+                 present ones. If it is refused then too, do not use the release, and ask the vendor.",
+            ),
+            4 => Some("Get the sums file again from where the release is published, in binary mode."),
+            6 | 8 => Some("Do not use this release. The vendor signed it as it is: ask there."),
+            7 => Some(
+                "Unpack the release again from its verified archive. If it is refused then too, do not use it, and ask the \
+                 vendor.",
+            ),
+            // Their words say it.
+            _ => None,
+        }
+    }
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { doing, path, source }
 }
+
+/// What is done when the copy that is verified cannot be made.
+const PRIVATE_COPY: &str = "make a private copy of the archive in";
 
 /// Reads a small file whole. Of a larger one it reads one byte more than the limit, so that whoever judges the contents
 /// refuses them for their size.
@@ -359,7 +398,7 @@ pub fn open(files: &Files, policy: &Policy<'_>, work: &Path) -> Result<SignedArc
     let Signed { digest: expected, signers, sums, signature } = signed_digest(files, policy)?;
     // Step 5.
     let archive = open_archive(files)?;
-    let copy = tempfile::tempfile_in(work).map_err(io_error("make a private copy of the archive in", work))?;
+    let copy = tempfile::tempfile_in(work).map_err(io_error(PRIVATE_COPY, work))?;
     let failed = io_error("write the private copy of the archive in", work);
     let (digest, size) = hash_archive(files, archive, expected, &copy, failed)?;
     Ok(SignedArchive { copy, path: files.archive.clone(), digest, size, signers, sums, signature })

@@ -30,7 +30,8 @@ const SHOWN_IN_LINE: usize = 10;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   spacelift-bundle diff self-hosted-v1.2.3.tar.gz self-hosted-v1.3.0.tar.gz
-  spacelift-bundle diff --reproduce self-hosted-v1.2.3.tar.gz rebuilt/self-hosted-v1.2.3.unsigned.tar.gz")]
+  spacelift-bundle diff --reproduce self-hosted-v1.2.3.tar.gz \\
+    rebuilt/self-hosted-v1.2.3.unsigned.tar.gz")]
 pub(crate) struct Arguments {
     /// The release that was there first.
     old: PathBuf,

@@ -23,7 +23,8 @@ const MAX_LAUNCHER: u64 = 128 * 1024 * 1024;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   spacelift-bundle image --version v1.2.3 --commit unknown --source-date 1700000000 \\
-    --source https://example.com/product --launcher x86_64=target/spacelift-launcher --output launcher.tar
+    --source https://example.com/product --output launcher.tar \\
+    --launcher x86_64=target/spacelift-launcher
   skopeo inspect oci-archive:launcher.tar
   skopeo copy --all oci-archive:launcher.tar docker://registry.example.com/spacelift-launcher:v1.2.3
   docker load -i launcher.tar && docker run --rm spacelift-launcher:v1.2.3 --version")]

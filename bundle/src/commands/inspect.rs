@@ -28,7 +28,8 @@ use crate::exit::Usage;
 #[command(after_help = "Examples:
   spacelift-bundle inspect self-hosted-v1.2.3.tar.gz
   spacelift-bundle inspect self-hosted-v1.2.3.tar.gz --print commit
-  spacelift-bundle inspect self-hosted-v1.2.3 --extract cloudformation/workerpool.yaml --output workerpool.yaml")]
+  spacelift-bundle inspect self-hosted-v1.2.3 \\
+    --extract cloudformation/workerpool.yaml --output workerpool.yaml")]
 pub(crate) struct Arguments {
     /// The archive, or the directory of an unpacked release.
     release: PathBuf,

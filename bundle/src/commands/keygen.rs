@@ -24,9 +24,9 @@ const DAY: u64 = 86_400;
 /// Writes NAME.secret.asc (everything: keep it offline), NAME.signing.asc (the signing subkey alone: for the machine that
 /// signs), NAME.cert.asc (the certificate: for customers to pin) and NAME.revocation.asc (publish it if the key is lost).
 #[derive(clap::Args)]
-#[command(
-    after_help = "Example: spacelift-bundle keygen --user-id 'Example Inc. releases <release@example.com>' --output keys"
-)]
+#[command(after_help = "Examples:
+  spacelift-bundle keygen --user-id 'Example Inc. releases <release@example.com>' --output keys
+  spacelift-bundle keygen --rotate keys/release-key.secret.asc --output keys --name release-key-2028")]
 pub(crate) struct Arguments {
     /// Whose key it is, such as `Example Inc. releases <release@example.com>`.
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["rotate", "development"])]
@@ -79,6 +79,10 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let validity = Duration::from_secs(days * DAY);
     if arguments.name.contains('/') || arguments.name.is_empty() {
         return Err(Usage(format!("--name {:?} is not the beginning of a file name", arguments.name)).into());
+    }
+    if arguments.user_id.as_deref().is_some_and(|user_id| user_id.trim().is_empty()) {
+        let why = "--user-id is empty; customers read it: write whose key it is, such as 'Example Inc. <release@example.com>'";
+        return Err(Usage(why.into()).into());
     }
     let path = |kind: &str| arguments.output.join(format!("{}.{kind}.asc", arguments.name));
     for existing in ["secret", "signing", "cert", "revocation"].map(path) {

@@ -11,14 +11,20 @@ use clap_complete::Shell;
 /// Write the manual's pages, one for each command, and completions for shells. They are part of every release, in man/ and
 /// completions/.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle manual --output-dir stage")]
 pub(crate) struct Arguments {
     /// The directory that gets man/man1 and completions.
     #[arg(long, value_name = "DIRECTORY")]
-    output_dir: PathBuf,
+    pub(crate) output_dir: PathBuf,
 }
 
 /// Print completions for a shell: `source <(spacelift-bundle completions bash)`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  source <(spacelift-bundle completions bash)
+  spacelift-bundle completions zsh > ~/.zfunc/_spacelift-bundle
+  spacelift-bundle completions fish > ~/.config/fish/completions/spacelift-bundle.fish")]
 pub(crate) struct Completions {
     /// Which shell.
     #[arg(value_enum)]

@@ -12,6 +12,10 @@ use bundle_core::output::OutputFile;
 ///
 /// The texts are read from the crates' sources, whose places the metadata has.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle notices --metadata metadata.json --tree tree.txt --output THIRD-PARTY.txt
+  spacelift-bundle notices --metadata metadata.json \\
+    --tree x86_64.txt --tree aarch64.txt --output THIRD-PARTY.txt")]
 pub(crate) struct Arguments {
     /// The output of `cargo metadata`, for all targets or for the one of the trees.
     #[arg(long, value_name = "FILE")]

@@ -16,6 +16,9 @@ use bundle_core::version::ReleaseVersion;
 ///
 /// The bytes depend on the contents of the files and on these arguments alone.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle pack --stage stage --config release.yaml --version v1.2.3 --cert vendor.asc \\
+    --commit \"$(git rev-parse HEAD)\" --source-date \"$(git log -1 --format=%ct)\" --output-dir dist")]
 pub(crate) struct Arguments {
     /// The directory that holds the files under their final names.
     #[arg(long, value_name = "DIR")]

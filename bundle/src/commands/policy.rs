@@ -40,7 +40,7 @@ impl Trust {
         let certs = PinnedCerts::read(&self.cert)?;
         if certs.certs().len() < threshold.get() {
             return Err(Usage(format!(
-                "--threshold {} cannot be met: only {} certificate(s) are pinned",
+                "--threshold {} cannot be met: only {} certificate(s) are pinned; name the others with --cert as well",
                 threshold.get(),
                 certs.certs().len()
             ))

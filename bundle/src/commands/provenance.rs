@@ -16,6 +16,10 @@ use bundle_core::version::ReleaseVersion;
 ///
 /// Its subjects are the files in bin/ and container-images/ of the stage directory.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle provenance --stage stage --version v1.2.3 --config release.yaml \\
+    --lock Cargo.lock --commit unknown --source-date 1700000000 \\
+    --source https://example.com/product --build-info build.json --output provenance.json")]
 pub(crate) struct Arguments {
     /// The directory that holds the files under their final names.
     #[arg(long, value_name = "DIR")]

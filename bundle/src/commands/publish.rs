@@ -4,9 +4,11 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use bundle_core::gzip;
 use bundle_core::private::PrivateRelease;
 use bundle_core::verify::{Rollback, SkippedVersion};
+use bundle_core::version::ReleaseVersion;
 
 use crate::aws::{self, Connection};
 use crate::commands::policy::{self, Pinned};
@@ -37,8 +39,10 @@ pub(crate) struct Target {
 /// and last the channel's pointer. Interrupted at any point, the command goes on where it stopped when it is run again.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket s3://example-downloads
-  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc --bucket file:///media/transfer")]
+  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc \\
+    --bucket s3://example-downloads
+  spacelift-bundle publish self-hosted-v1.2.3.tar.gz --cert vendor.asc \\
+    --bucket file:///media/transfer")]
 pub(crate) struct Arguments {
     /// The archive, or the directory of an unpacked release.
     release: PathBuf,
@@ -72,10 +76,14 @@ pub(crate) struct Arguments {
 
 /// Point a channel to a version that is in the bucket already.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle promote v1.2.3 --cert vendor.asc --bucket s3://example-downloads
+  spacelift-bundle promote v1.2.3 --channel beta --cert vendor.asc \\
+    --bucket s3://example-downloads")]
 pub(crate) struct Promote {
     /// The version, such as v1.2.3.
-    version: String,
-    /// The channel [default: stable].
+    version: ReleaseVersion,
+    /// The channel.
     #[arg(long, value_name = "NAME", default_value = "stable")]
     channel: String,
     #[command(flatten)]
@@ -89,6 +97,9 @@ pub(crate) struct Promote {
 ///
 /// A rollback brings back faults that were repaired since, so it has to be asked for by name with --allow-rollback.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle rollback v1.2.2 --allow-rollback --cert vendor.asc \\
+    --bucket s3://example-downloads")]
 pub(crate) struct RollBack {
     #[command(flatten)]
     promote: Promote,
@@ -199,9 +210,16 @@ async fn move_to(arguments: &Promote, rollback: Rollback, json: bool) -> anyhow:
     let opened = Opened::new(target, false).await?;
     let store = opened.store(target, Access::Write).await?;
     let current = publish::read_pointer(&store, &target.bucket, &arguments.channel, &opened.trust()).await?;
-    let directory = tempfile::tempdir()?;
-    let manifest =
-        publish::fetch_published(&store, &target.bucket, &arguments.version, &opened.trust(), directory.path()).await?;
+    let directory =
+        tempfile::tempdir().context("cannot make a temporary directory; set TMPDIR to one that you may write to")?;
+    let manifest = publish::fetch_published(
+        &store,
+        &target.bucket,
+        &arguments.version.to_string(),
+        &opened.trust(),
+        directory.path(),
+    )
+    .await?;
     if manifest.channel != arguments.channel {
         let why = format!(
             "{} is of the channel {:?}, and its signers said nothing about {:?}; --channel {} promotes it there",

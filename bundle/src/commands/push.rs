@@ -27,7 +27,8 @@ const IMAGE: &str = "spacelift-launcher";
 #[command(after_help = "Examples:
   spacelift-bundle push self-hosted-v1.2.3.tar.gz --cert vendor.asc --create-repository \\
     --repository 123456789012.dkr.ecr.eu-west-1.amazonaws.com/spacelift-launcher
-  spacelift-bundle push self-hosted-v1.2.3 --cert vendor.asc --repository registry.example.com/team/launcher --tag stable")]
+  spacelift-bundle push self-hosted-v1.2.3 --cert vendor.asc --tag stable \\
+    --repository registry.example.com/team/launcher")]
 pub(crate) struct Arguments {
     /// The archive, with its `_SHA256SUMS` and `_SHA256SUMS.sig` beside it, or the directory of an unpacked release.
     release: PathBuf,
@@ -61,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
     let work = arguments.work_dir.clone().unwrap_or_else(default_work_dir);
     let release = Verified::open(&arguments.release, &arguments.trust, &work)?;
     let tag = arguments.tag.clone().unwrap_or_else(|| release.manifest.version.to_string());
-    aws::runtime().context("cannot start threads")?.block_on(async {
+    aws::runtime()?.block_on(async {
         let connection = aws::Connection::open_for_registry(&arguments.aws, repository.region().as_deref()).await;
         let connection = connection.map_err(registry::Error::Endpoint)?;
         if arguments.dry_run {

@@ -10,6 +10,9 @@ use bundle_core::release_config::ReleaseConfig;
 /// Every mistake is reported at once, with its line and column; the exit code is 64 then, and 66 if the file cannot be
 /// read. With --json the configuration is printed with its defaults filled in and its paths as they are written.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle release-config release.yaml
+  spacelift-bundle release-config release.yaml --json")]
 pub(crate) struct Arguments {
     /// The configuration, usually release.yaml.
     file: PathBuf,

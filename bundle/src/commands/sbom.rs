@@ -16,9 +16,11 @@ use crate::exit::Usage;
 #[command(after_help = "Examples:
   T=x86_64-unknown-linux-musl
   cargo metadata --format-version 1 --locked --filter-platform $T > metadata.json
-  cargo tree -p spacelift-launcher --target $T --edges normal,build --prefix none --locked > tree.txt
-  spacelift-bundle sbom --metadata metadata.json --tree tree.txt --lock Cargo.lock --package spacelift-launcher \\
-    --target $T --toolchain \"$(rustc --version)\" --source-date 1700000000 --output launcher.cdx.json")]
+  cargo tree -p spacelift-launcher --target $T --edges normal,build --prefix none --locked \\
+    > tree.txt
+  spacelift-bundle sbom --metadata metadata.json --tree tree.txt --lock Cargo.lock \\
+    --package spacelift-launcher --target $T --toolchain \"$(rustc --version)\" \\
+    --source-date 1700000000 --output launcher.cdx.json")]
 pub(crate) struct Arguments {
     /// The output of `cargo metadata`.
     #[arg(long, value_name = "FILE")]

@@ -11,6 +11,10 @@ use crate::uninstall::{self, Data, Request};
 /// The stacks are deleted. The downloads bucket and the image repository stay with everything in them, since worker hosts
 /// may still need them, unless -n is given; a later installation uses them again.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  ./uninstall.sh
+  ./uninstall.sh -c /etc/self-hosted/config.json -f
+  spacelift-bundle uninstall --release self-hosted-v1.2.3 -c config.json --no-retain")]
 pub(crate) struct Arguments {
     /// The directory of the unpacked release.
     #[arg(long, value_name = "DIR")]

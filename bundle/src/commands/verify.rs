@@ -3,14 +3,13 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use bundle_core::gzip;
 use bundle_core::manifest::Manifest;
 use bundle_core::source::Date;
 use bundle_core::verify::{self, Files, Policy, Rollback, SkippedVersion, Verified};
 
 use crate::commands::policy;
-use crate::exit::Usage;
+use crate::exit::{Unreadable, Usage};
 
 /// Verify a release against the certificates that you trust. Touches no network.
 ///
@@ -19,7 +18,8 @@ use crate::exit::Usage;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   spacelift-bundle verify self-hosted-v1.2.3.tar.gz --cert vendor.asc
-  spacelift-bundle verify self-hosted-v1.2.3.tar.gz --cert a.asc --cert b.asc --threshold 2 --unpack self-hosted-v1.2.3")]
+  spacelift-bundle verify self-hosted-v1.2.3.tar.gz --cert a.asc --cert b.asc --threshold 2 \\
+    --unpack self-hosted-v1.2.3")]
 pub(crate) struct Arguments {
     /// The archive, or the directory of an unpacked release.
     release: PathBuf,
@@ -78,6 +78,10 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
         let verified = verify::directory(&arguments.release, &policy)?;
         return Ok(print(&arguments.release, &verified, json)?);
     }
+    // What is beside it is read first, and would be what is missing.
+    if let Err(source) = std::fs::metadata(&arguments.release) {
+        return Err(Unreadable { what: "the release", path: arguments.release.clone(), source }.into());
+    }
     let mut files = Files::beside(&arguments.release);
     if let Some(sums) = &arguments.sums {
         files.sums.clone_from(sums);
@@ -116,9 +120,12 @@ pub(crate) fn default_work_dir() -> PathBuf {
 }
 
 fn read_installed(path: &Path) -> anyhow::Result<Manifest> {
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read the installed manifest {}", path.display()))?;
-    Manifest::from_bytes(&bytes).map_err(|error| Usage(format!("--installed {}: {error}", path.display())).into())
+    let unreadable = |source| Unreadable { what: "the installed manifest", path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    Manifest::from_bytes(&bytes).map_err(|error| {
+        let path = path.display();
+        Usage(format!("--installed {path}: {error}; it takes manifest.json of the release that is installed")).into()
+    })
 }
 
 fn print(release: &Path, verified: &Verified, json: bool) -> io::Result<()> {

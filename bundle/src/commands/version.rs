@@ -16,6 +16,9 @@ pub(crate) const LINE: &str = concat!(
 
 /// Print the version, commit and target of this program. With --json: its build note, byte for byte.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  spacelift-bundle version
+  spacelift-bundle version --json")]
 pub(crate) struct Arguments {}
 
 pub(crate) fn run(json: bool) -> io::Result<()> {

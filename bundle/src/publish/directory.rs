@@ -121,7 +121,12 @@ fn of_io(doing: String, error: &io::Error) -> Failure {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; choose a directory that you may write to"
         }
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "; it is a file: choose a directory",
         _ => "",
     };
-    Failure::new(doing, Kind::Wrong, format!("{error}{advice}"))
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Full,
+        _ => Kind::Wrong,
+    };
+    Failure::new(doing, kind, format!("{error}{advice}"))
 }

@@ -18,6 +18,10 @@ use super::reader::Reader;
 /// Bytes of the variable, or of the file that it names. All that a host trusts by itself has 250,000.
 const MAXIMUM_SIZE: u64 = 1024 * 1024;
 
+const FORM: &str = "Its documented form is base64 of {\"caCertificates\": [\"base64 of PEM\", …]}";
+const NO_CERTIFICATE: &str = "there is no certificate in PEM in it. One begins with `-----BEGIN CERTIFICATE-----`; ask \
+                              whoever runs the proxy or the control plane for it";
+
 /// The documented secret.
 #[derive(Deserialize)]
 struct Secret {
@@ -41,7 +45,7 @@ fn certificates(value: &str) -> Result<Vec<String>, String> {
             blocks.push(pem(&certificate));
         }
         if blocks.len() == before {
-            return Err("there is no certificate in PEM in it".to_owned());
+            return Err(NO_CERTIFICATE.to_owned());
         }
     }
     Ok(blocks)
@@ -57,7 +61,7 @@ fn texts(value: &str) -> Result<Vec<String>, String> {
         let mut text = String::new();
         let file = File::open(value).and_then(|file| file.take(MAXIMUM_SIZE).read_to_string(&mut text));
         file.map_err(|error| format!("cannot read `{value}`: {error}"))?;
-        return unwrapped(text.trim());
+        return unwrapped(text.trim()).map_err(|reason| format!("the file `{value}` is named, but {reason}"));
     }
     unwrapped(value)
 }
@@ -76,18 +80,16 @@ fn unwrapped(text: &str) -> Result<Vec<String>, String> {
     if inner.starts_with('{') || inner.contains("-----BEGIN") {
         unwrapped(inner.trim())
     } else {
-        Err("there is no certificate in PEM in it".to_owned())
+        Err(NO_CERTIFICATE.to_owned())
     }
 }
 
 fn decoded(text: &str) -> Result<String, String> {
     let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-    let bytes = BASE64_STANDARD.decode(compact).map_err(|_| {
-        "it is neither PEM nor base64, and no file has this name. Its documented form is base64 of {\"caCertificates\": \
-         [\"base64 of PEM\", …]}"
-            .to_owned()
-    })?;
-    let text = String::from_utf8(bytes).map_err(|_| "its base64 holds no text".to_owned())?;
+    let bytes = BASE64_STANDARD
+        .decode(compact)
+        .map_err(|_| format!("it is neither PEM nor base64, nor the absolute path of a file that is there. {FORM}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("its base64 holds no text. {FORM}"))?;
     Ok(text.trim().to_owned())
 }
 

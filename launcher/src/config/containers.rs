@@ -75,7 +75,12 @@ pub(super) fn mounts(reader: &mut Reader) -> Vec<Mount> {
                     let clash = mounts.iter().find(|other| other.target == mount.target && other.scope.overlaps(scope));
                     if clash.is_some_and(|other| other.source != mount.source) {
                         let target = mount.target.display();
-                        reader.problem(variable, format_args!("something else is mounted at `{target}` already"));
+                        reader.problem(
+                            variable,
+                            format_args!(
+                                "something else is mounted at `{target}` already. Choose another place in the container"
+                            ),
+                        );
                     } else if clash.is_none() {
                         mounts.push(mount);
                     }

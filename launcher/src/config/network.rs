@@ -96,7 +96,10 @@ pub(super) fn vcs(reader: &mut Reader) -> Vec<VcsMapping> {
                     ["http", "https"].contains(&url.scheme()) && url.has_host() && url.username().is_empty()
                 });
                 if is_taken {
-                    reader.problem(&variables[0], "another mapping has this name already");
+                    reader.problem(
+                        &variables[0],
+                        "another mapping has this name already. Give each one a name of its own",
+                    );
                 } else if url.is_none() {
                     reader.problem(
                         &variables[1],
@@ -107,8 +110,10 @@ pub(super) fn vcs(reader: &mut Reader) -> Vec<VcsMapping> {
                     mappings.push(VcsMapping { name: name.clone(), base_endpoint });
                 }
             }
-            (Some(_), None) => reader.problem(&variables[1], format_args!("it is not set, but {} is", variables[0])),
-            (None, Some(_)) => reader.problem(&variables[0], format_args!("it is not set, but {} is", variables[1])),
+            (Some(_), None) => reader
+                .problem(&variables[1], format_args!("it is not set, but {} is. Set both, or neither", variables[0])),
+            (None, Some(_)) => reader
+                .problem(&variables[0], format_args!("it is not set, but {} is. Set both, or neither", variables[1])),
             (None, None) => {
                 reader.problem(&variables[0], "it is not set, but one with a higher number is. Number them from 0 on");
             }

@@ -114,7 +114,7 @@ impl Reader {
         match parsed.map(u64::try_from) {
             Some(Ok(nanoseconds)) if nanoseconds > 0 => return Some(Duration::from_nanos(nanoseconds)),
             Some(Ok(_)) => self.problem(name, "it is zero. There is always a limit; set a long one instead"),
-            Some(Err(_)) => self.problem(name, "it is negative"),
+            Some(Err(_)) => self.problem(name, "it is negative. Write how long, such as 1000s, 90m or 1h10m"),
             None => self.problem(name, "it is not a duration. Write numbers with units, such as 1000s, 90m or 1h10m"),
         }
         None

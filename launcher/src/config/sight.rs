@@ -66,7 +66,7 @@ pub(super) fn log(reader: &mut Reader) -> LogSettings {
         None | Some("human") => LogFormat::Human,
         Some("json") => LogFormat::Json,
         Some(_) => {
-            reader.problem(LOG_FORMAT, "it is neither `human` nor `json`");
+            reader.problem(LOG_FORMAT, "it is neither `human` nor `json`. Write one of them");
             LogFormat::Human
         }
     };

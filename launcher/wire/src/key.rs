@@ -33,13 +33,17 @@ pub enum Invalid {
         reason: String,
     },
     /// Too short or too long.
-    #[error("the RSA key has {bits} bits; a pool's key has {MINIMUM_BITS} to {MAXIMUM_BITS}")]
+    #[error(
+        "the RSA key has {bits} bits; a pool's key has {MINIMUM_BITS} to {MAXIMUM_BITS}. Make another one, as with `openssl req -new -newkey rsa:4096 -nodes`"
+    )]
     Length {
         /// Its length.
         bits: usize,
     },
     /// Not a certificate in PEM.
-    #[error("the pool's certificate cannot be read: {reason}")]
+    #[error(
+        "the pool's certificate cannot be read: {reason}. Copy the token as a whole, from the page where the pool was created"
+    )]
     Certificate {
         /// From the parser.
         reason: String,

@@ -61,7 +61,7 @@ pub enum Invalid {
         version: u64,
     },
     /// Not what the version describes.
-    #[error("it is not a pool's token: {reason}")]
+    #[error("it is not a pool's token: {reason}. Copy it as a whole, from the page where the pool was created")]
     Malformed {
         /// What is wrong.
         reason: String,

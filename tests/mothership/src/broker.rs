@@ -42,10 +42,16 @@ pub(crate) struct Broker {
 impl Broker {
     /// From its address, `mqtts://HOST[:PORT]`, with the certificate in `directory`.
     pub(crate) fn new(address: &str, namespace: &str, directory: &Path) -> anyhow::Result<Self> {
-        let rest = address.strip_prefix("mqtts://").context("the broker's address is not mqtts://HOST[:PORT]")?;
+        let rest = address
+            .strip_prefix("mqtts://")
+            .context("the broker's address is not mqtts://HOST[:PORT]; --broker names it")?;
         let rest = rest.trim_end_matches('/');
         let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().context("the port in the broker's address is not a number")?),
+            Some((host, port)) => (
+                host,
+                port.parse()
+                    .context("the port in the broker's address is not a number; --broker takes mqtts://HOST[:PORT]")?,
+            ),
             None => (rest, 8883),
         };
         let tls = tls::client(directory)?;

@@ -23,7 +23,14 @@ const FOLLOW: Duration = Duration::from_millis(500);
 
 /// The reference control plane.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "Examples:
+  mothership init --server-name control-plane.example.com
+  mothership serve --broker mqtts://localhost:8883 --s3-endpoint https://s3.example.com \\
+    --s3-bucket runs --s3-region eu-west-1
+  mothership pool create --csr spacelift.csr --name production"
+)]
 pub(crate) struct Arguments {
     /// The server's data directory.
     #[arg(long, global = true, default_value = "mothership-data")]
@@ -250,7 +257,8 @@ impl Arguments {
         let out = Output { json };
         match command {
             Command::Init { server_name } => {
-                authority::init(&data, &server_name).with_context(|| format!("cannot set up {}", data.display()))?;
+                authority::init(&data, &server_name)
+                    .with_context(|| format!("cannot set up {}, which --data names", data.display()))?;
                 Ok(())
             }
             Command::Serve(arguments) => serve(data, *arguments),
@@ -264,7 +272,9 @@ impl Arguments {
 
 fn serve(data: PathBuf, arguments: Serve) -> Result<()> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-    let secret_key = std::env::var("AWS_SECRET_ACCESS_KEY").context("the variable AWS_SECRET_ACCESS_KEY is not set")?;
+    let secret_key = std::env::var("AWS_SECRET_ACCESS_KEY")
+        .ok()
+        .context("the variable AWS_SECRET_ACCESS_KEY is not set; it holds the secret of --s3-access-key-id")?;
     let ca = match &arguments.s3_ca {
         Some(path) => Some(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?),
         None => None,
@@ -378,7 +388,11 @@ fn stack(client: &Client, out: &Output, command: StackCommand) -> Result<()> {
             // What the parser says may repeat a value, and a value may be a secret.
             let stack: Stack = serde_json::from_str(&read(&file)?).map_err(|error| {
                 let (line, column) = (error.line(), error.column());
-                anyhow::anyhow!("{}, line {line}, column {column}: not a stack's description", file.display())
+                // This one names a field and repeats nothing.
+                let text = error.to_string();
+                let missing = text.split(" at line ").next().filter(|text| text.starts_with("missing field"));
+                let missing = missing.map(|text| format!(" ({text})")).unwrap_or_default();
+                anyhow::anyhow!("{}, line {line}, column {column}: not a stack's description{missing}; openapi.json of mothership has its form", file.display())
             })?;
             let shown = client.apply_stack(&stack)?;
             if let Some(source) = source {

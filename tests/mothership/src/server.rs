@@ -113,10 +113,14 @@ async fn listen(settings: &Settings) -> anyhow::Result<TcpListener> {
     let remembered = std::fs::read_to_string(settings.data.join(PORT)).ok();
     if let Some(port) = remembered.filter(|_| address.port() == 0) {
         // Tokens that were given out lead to it.
-        let Ok(port) = port.trim().parse() else { bail!("the file `{PORT}` does not hold a port") };
+        let Ok(port) = port.trim().parse() else {
+            bail!("the file `{PORT}` in the data directory does not hold a port; remove it to take another port")
+        };
         address.set_port(port);
     }
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; --listen names another address"))
 }
 
 async fn tick(store: Store) {

@@ -311,7 +311,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Pages and completions of the tool, by itself; the launcher's page is among what ships of the checkout.
+    /// Pages and completions of the tool, by itself; the launcher's are among what ships of the checkout.
     fn write_manual(&self, stage: &Stage, progress: &Progress) -> Result<()> {
         progress.run(self.tool("manual").arg("--output-dir").arg(stage.directory()))?;
         Ok(())

@@ -50,6 +50,11 @@ Output:
       --json                  Print one JSON document on standard output at the end
   -h, --help                  Print this
 
+Examples:
+  cargo xtask dist
+  cargo xtask dist --target all --release --key ../release-keys/release-key.signing.asc
+  cargo xtask dist --release --key ../release-keys/release-key.signing.asc --dry-run
+
 Exit codes: 0 done; 1 something failed; 64 wrong flags, or --release was refused; 130 interrupted; those of
 `spacelift-bundle` when it is what failed (see its --help).
 ";

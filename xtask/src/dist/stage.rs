@@ -10,10 +10,11 @@ use crate::target::Target;
 use crate::workspace::Workspace;
 
 /// What of the checkout ships: files and directories, where they exist.
-const SHIPPED: [&str; 11] = [
+const SHIPPED: [&str; 12] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "cloudformation",
+    "completions",
     "config.json",
     "docs/alerts.yml",
     "docs/grafana-launcher.json",

@@ -79,11 +79,15 @@ impl Client {
     fn try_open(data: &Path) -> anyhow::Result<Self> {
         use anyhow::Context as _;
         let read = |name: &str| {
-            std::fs::read_to_string(data.join(name)).with_context(|| {
-                format!("cannot read {}. Is this the data directory of a server that runs?", data.join(name).display())
+            let path = data.join(name);
+            std::fs::read_to_string(&path).map_err(|error| {
+                let path = path.display();
+                anyhow::anyhow!("cannot read {path}: {error}. --data names the data directory of a server that runs")
             })
         };
-        let ready: Ready = serde_json::from_str(&read(READY)?).context("the file `ready` is damaged")?;
+        let ready: Ready = serde_json::from_str(&read(READY)?).context(
+            "the file `ready` in the data directory is damaged; start the server again, which writes it anew",
+        )?;
         let token = read(ADMIN_TOKEN)?.trim().to_owned();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::anonymous(data)?)

@@ -178,7 +178,11 @@ impl Decision<'_> {
                 Ok((from_json(row, 0)?, row.get(1)?))
             })
             .optional()?;
-        found.ok_or_else(|| Refusal::not_found("there is no such stack"))
+        found.ok_or_else(|| {
+            Refusal::not_found(format!(
+                "there is no stack {slug:?}; `mothership stack list` shows those that there are"
+            ))
+        })
     }
 
     pub(crate) fn set_archive(&self, slug: &str, archive: &str) -> Result<()> {
