@@ -38,8 +38,9 @@ use sha2::Sha256;
 const PROOF: &str = "spacelift-pool-proof";
 /// What a proof is for, in both steps.
 const PROOF_VERSION: &[u8] = b"spacelift-pool-proof v1";
-/// Bytes of the longest header that is read. Those that are made here have some 800.
-const MAXIMUM_HEADER: u64 = 64 * 1024;
+/// Bytes of the longest header that is read. Those that are made here have some 800, and twice that for the longest keys. The time
+/// of reading one grows with the square of this.
+const MAXIMUM_HEADER: u64 = 8 * 1024;
 
 /// Why something cannot be encrypted or opened.
 #[derive(Debug, thiserror::Error)]

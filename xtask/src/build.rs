@@ -32,6 +32,8 @@ use crate::workspace::{Workspace, cargo_home};
 
 /// The profile of what ships.
 const PROFILE: &str = "dist";
+/// The linker runs in the workspace's root. A whole path would be another flag in every checkout, and so other binaries.
+const NO_UNWINDING: &str = "-Clink-arg=-Wl,-T,xtask/no-unwinding.ld";
 /// What the checkout is called in binaries.
 const WORKSPACE_NAME: &str = "/self-hosted";
 /// What Cargo's home is called in binaries.
@@ -200,7 +202,8 @@ impl Builder<'_> {
 
 fn rust_flags(remaps: &[(PathBuf, String)]) -> Vec<OsString> {
     // zig brings the C runtime's start files, not rustc; and without a static relocation model linkers make a dynamic PIE.
-    let mut flags = vec![OsString::from("-Clink-self-contained=no"), "-Crelocation-model=static".into()];
+    let mut flags =
+        vec![OsString::from("-Clink-self-contained=no"), "-Crelocation-model=static".into(), NO_UNWINDING.into()];
     for (from, to) in remaps {
         let mut flag = OsString::from("--remap-path-prefix=");
         flag.push(from);

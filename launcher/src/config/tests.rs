@@ -296,10 +296,13 @@ fn mappings_are_numbered_without_gaps() {
     let mappings =
         mappings.map(|(name, endpoint)| VcsMapping { name: name.to_owned(), base_endpoint: endpoint.to_owned() });
     assert_eq!(config.vcs, mappings);
-    assert_eq!(problems(&[(&name(0), "a")]), [format!("{}: it is not set, but {} is", endpoint(0), name(0))]);
+    assert_eq!(
+        problems(&[(&name(0), "a")]),
+        [format!("{}: it is not set, but {} is. Set both, or neither", endpoint(0), name(0))]
+    );
     assert_eq!(
         problems(&[(&endpoint(0), "http://a")]),
-        [format!("{}: it is not set, but {} is", name(0), endpoint(0))]
+        [format!("{}: it is not set, but {} is. Set both, or neither", name(0), endpoint(0))]
     );
     let gap = problems(&[(&name(1), "a"), (&endpoint(1), "http://a")]);
     assert!(gap.len() == 1 && gap[0].starts_with(&name(0)) && gap[0].contains("from 0 on"), "{gap:?}");
