@@ -290,7 +290,8 @@ fn the_launchers_completions_name_every_command_and_flag() {
         .map(|word| word.trim_matches(['[', ']']))
         .filter(|word| word.chars().any(|c| c.is_ascii_lowercase()))
         .collect();
-    assert_eq!(words, ["--dir", "--help", "--json", "--version", "check", "extract-worker"].into(), "{usage:?}");
+    let expected = ["--dir", "--dry-run", "--help", "--json", "--version", "check", "extract-worker", "sweep"];
+    assert_eq!(words, expected.into(), "{usage:?}");
     let directory = workspace().join("completions");
     for (file, long) in
         [("spacelift-launcher", "--"), ("_spacelift-launcher", "--"), ("spacelift-launcher.fish", "-l ")]
@@ -309,7 +310,9 @@ fn the_launchers_completions_name_every_command_and_flag() {
         bash.args(["--norc", "-c", script]).arg(directory.join("spacelift-launcher"));
         succeed(bash.args(words.split(' '))).lines().map(str::to_owned).collect()
     };
-    assert_eq!(offered(""), ["check", "extract-worker", "--version", "-V", "--help", "-h"].map(str::to_owned).into());
+    let first = ["check", "sweep", "extract-worker", "--version", "-V", "--help", "-h"];
+    assert_eq!(offered(""), first.map(str::to_owned).into());
+    assert_eq!(offered("sweep --d"), ["--dry-run"].map(str::to_owned).into());
     assert_eq!(offered("extract-worker --d"), ["--dir"].map(str::to_owned).into());
     assert_eq!(offered("--version --j"), ["--json"].map(str::to_owned).into());
     // These shells are on few machines; where they are, they have to understand it.

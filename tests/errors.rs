@@ -157,8 +157,11 @@ impl World {
     }
 
     fn normalised(&self, text: &str) -> String {
-        let text =
-            self.names.iter().fold(text.to_owned(), |text, (name, value)| text.replace(value, &format!("{{{name}}}")));
+        let text = self.names.iter().fold(text.to_owned(), |text, (name, value)| {
+            // A port's digits can be anywhere, such as in a digest.
+            let colon = if value.bytes().all(|byte| byte.is_ascii_digit()) { ":" } else { "" };
+            text.replace(&format!("{colon}{value}"), &format!("{colon}{{{name}}}"))
+        });
         // Names of files that are not complete yet, ids that are made anew, and times that are waited for.
         [".partial-", ".unpacking-", ".installing-", "/workers/", "trying again in ", "within "].iter().fold(
             text,

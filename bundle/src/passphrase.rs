@@ -67,8 +67,9 @@ impl Source {
             )
             .into());
         }
-        let first = rpassword::prompt_password("Passphrase for the new key: ")?;
-        let second = rpassword::prompt_password("Once more: ")?;
+        let ask = |prompt| rpassword::prompt_password(prompt).context("cannot read the passphrase");
+        let first = ask("Passphrase for the new key: ")?;
+        let second = ask("Once more: ")?;
         if first != second {
             return Err(Usage("the two passphrases differ; nothing was made".into()).into());
         }

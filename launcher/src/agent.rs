@@ -683,7 +683,8 @@ impl Agent {
         let name = present.container();
         let said = slot::Said::kept(&present.directory)?.unwrap_or_default();
         let stop = slot::kept_stop(&present.directory)?;
-        let is_alive = self.host.engine.inspect(&name).await?.is_some_and(|found| found.running());
+        let container = self.host.engine.inspect(&name).await?;
+        let is_alive = container.as_ref().is_some_and(|found| found.running());
         let session = slot::session(&present.directory);
         if let (true, Err(error)) = (is_alive, &session) {
             tracing::error!(%error, "cannot go on with the run");
@@ -713,7 +714,11 @@ impl Agent {
         }
         let slot::Said { outcome, workspace, outputs } = said;
         Ok(outcome.map_or(Found::Lost { stop }, |outcome| {
-            Found::Ended(Kept { end: run::end_of(outcome, self.state.limits), workspace, outputs })
+            let exit = match container.map(|container| container.state) {
+                Some(docker::State::Ended(ended)) => exit_of(docker::Exit::Ended(ended)),
+                _ => Exit::Gone,
+            };
+            Found::Ended(Kept { end: run::end_of(stop, outcome, &exit, self.state.limits), workspace, outputs })
         }))
     }
 }

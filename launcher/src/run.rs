@@ -35,8 +35,12 @@ const DELIVERY: Duration = Duration::from_secs(30);
 const OUT_OF_MEMORY: &str = "the container ran out of memory, and the kernel ended a process of it. Let the run need less, or \
                              give it more with SPACELIFT_WORKER_MEMORY or a larger host";
 /// Who ends containers besides the launcher, and what to do.
-const ENDED_BY_OTHERS: &str = "somebody on the worker's host ended it, or the Docker engine was restarted there. With \
-                               `live-restore` in its configuration, containers live on";
+const ENDED_BY_OTHERS: &str = "somebody on the worker's host or a process of the run itself ended it, or the Docker engine was \
+                               restarted there. With `live-restore` in its configuration, containers live on";
+const ENDED_BY_ITSELF: &str = "start the run again. If it ends so again, try it without SPACELIFT_WORKER_RUNTIME and with another \
+                               image, and look at the host's memory and disk";
+/// Exit codes of a process that SIGINT, SIGKILL or SIGTERM ended, or that was told to end by one of them.
+const SIGNALLED: [i64; 3] = [130, 137, 143];
 
 /// Limits of every run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -488,10 +492,11 @@ pub fn recovered(state: State, ids: Ids, stage: Stage, found: Found) -> (State, 
     (State { activity, ..state }, actions)
 }
 
-/// How a run ended whose worker said so, and whose container has ended since.
+/// How a run ended whose worker said so, and whose container has ended since. What stopped it, if anything did, and how the container
+/// ended, come from before the launcher was started.
 #[must_use]
-pub fn end_of(said: WorkerOutcome, limits: Limits) -> End {
-    container_end(None, Some(said), &Exit::Code { code: 0, out_of_memory: false }, limits)
+pub fn end_of(stop: Option<Stopping>, said: WorkerOutcome, exit: &Exit, limits: Limits) -> End {
+    container_end(stop, Some(said), exit, limits)
 }
 
 /// The next state, and what to do on the way there.
@@ -763,7 +768,8 @@ fn container_end(stop: Option<Stopping>, said: Option<WorkerOutcome>, exit: &Exi
             Exit::Code { code, .. } => End {
                 outcome: Outcome::ContainerLost,
                 message: format!(
-                    "the container ended with code {code} before its worker had said how the run went: {ENDED_BY_OTHERS}"
+                    "the container ended with code {code} before its worker had said how the run went: {}",
+                    if SIGNALLED.contains(code) { ENDED_BY_OTHERS } else { ENDED_BY_ITSELF }
                 ),
                 changes: None,
             },

@@ -3,7 +3,7 @@
 //! The same that a launcher removes at its start and now and then: containers, and files of runs that have ended. What a launcher
 //! is at work with is not touched, nor what the next one goes on with. While a place is swept no launcher takes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -100,25 +100,28 @@ pub async fn run(config: &Config, mode: Mode) -> Result<Vec<Finding>, docker::Er
     let engine = Engine::connect(config.docker_host.as_deref()).await?;
     let mut findings = vec![];
     let mut owners = HashMap::new();
-    // All of them stay locked until the end.
-    let places: Vec<_> = slot::places(&config.directory, config.token.pool).collect();
-    for (path, left) in &places {
+    // These stay locked until the end. A place with a run is free again at once: the launcher that is to go on with the run may be
+    // starting now, and would take another place, with nobody to end the run.
+    let mut gone = vec![];
+    for (path, left) in slot::places(&config.directory, config.token.pool) {
         let fate = match left {
             Ok(Some(Left { worker, begun: Some(entry), .. })) => {
-                owners.insert(*worker, Owner::Next(entry.run));
+                owners.insert(worker, Owner::Next(entry.run));
                 let advice = "start a launcher of this pool on this host, which goes on with it";
                 Fate::Kept(format!("run {} was begun here and has not ended; {advice}", entry.run))
             }
-            Ok(Some(Left { worker, begun: None, .. })) => {
-                owners.insert(*worker, Owner::Gone);
+            Ok(Some(left)) => {
+                owners.insert(left.worker, Owner::Gone);
+                gone.push(left);
                 continue;
             }
             Ok(None) => Fate::Kept("a launcher is at work here".to_owned()),
             Err(error) => Fate::Failed(error.to_string()),
         };
-        findings.push(Finding { what: What::Place(path.clone()), fate });
+        findings.push(Finding { what: What::Place(path), fate });
     }
-    // A container first: it may still write to the files.
+    // A container first: it may still write to the files, and keeps them as long as it is there.
+    let mut kept = HashSet::new();
     for (name, labels) in engine.names_and_labels(LABEL_WORKER).await? {
         let is_of_pool = labels.get(LABEL_POOL).is_some_and(|pool| *pool == config.token.pool.to_string());
         let worker = labels.get(LABEL_WORKER).and_then(|worker| worker.parse::<WorkerId>().ok());
@@ -135,13 +138,18 @@ pub async fn run(config: &Config, mode: Mode) -> Result<Vec<Finding>, docker::Er
             // Another pool has launchers of its own.
             None => continue,
         };
+        if let (Some(worker), Fate::Failed(_)) = (worker, &fate) {
+            kept.insert(worker);
+        }
         let run = labels.get(LABEL_RUN).cloned();
         findings.push(Finding { what: What::Container { name, run }, fate });
     }
-    for (_, left) in places {
-        let Ok(Some(Left { begun: None, files, .. })) = &left else { continue };
-        for path in files {
+    for left in gone {
+        for path in &left.files {
             let fate = match mode {
+                _ if kept.contains(&left.worker) => {
+                    Fate::Kept("a container that could not be removed may write to them".to_owned())
+                }
                 Mode::Look => Fate::WouldBeRemoved,
                 Mode::Remove => {
                     let path = path.clone();

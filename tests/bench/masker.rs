@@ -1,7 +1,7 @@
 //! The worker's masker alone, beside `sed` with the same secrets: both read one file and write another.
 //!
 //! The masker is measured in this program, which is started again as `mask` where it is compared. The release builds its code for
-//! size and this program for speed; what of it is hot comes to the same machine code but for some percent.
+//! size and this program for speed: `pipeline` has what ships.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read as _, Write as _};

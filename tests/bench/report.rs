@@ -292,7 +292,9 @@ fn introduction(commit: &str) -> String {
     let kernel = read("/proc/sys/kernel/osrelease");
     let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     format!(
-        "Written by `cargo xtask bench`, which measures what ships and, in the same run, the tool that a user would use instead.\n\n\
+        "Written by `cargo xtask bench`, which measures what ships and, in the same run, the tool that a user would use instead. \
+         Sessions, masker and workspace are measured as code in the program that measures: it is built for speed, where the \
+         launcher and the worker are built for size.\n\n\
          | machine | |\n|---|---|\n| processor | {} |\n| cores | {cores} |\n| memory | {memory:.1} GiB |\n| kernel | Linux {} |\n\
          | date | {} |\n| commit | {} |\n",
         escape(&processor),

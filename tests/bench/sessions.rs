@@ -79,7 +79,7 @@ async fn measure() -> Result<()> {
         let tries: Vec<_> = round.tries.iter().copied().filter(|&at| at >= restarted).collect();
         let goal = Some(Limit::AtMost((share * SESSIONS as f64).floor()));
         let tries = busiest_second(&tries) as f64;
-        figure(&format!("{during}: began to connect in the busiest second"), tries, "", goal)?;
+        figure(&format!("{during}: meant to connect in the busiest second"), tries, "", goal)?;
         // No goal: handshakes that waited for the broker end together once it has caught up.
         let connected = busiest_second(&round.connected) as f64;
         figure(&format!("{during}: were connected in the busiest second"), connected, "", None)?;

@@ -89,6 +89,10 @@ impl Queue {
             (last.and_then(|message| message.body.as_mut()), &body)
             && last.len() + more.len() <= MAXIMUM_PART
         {
+            // Twice what is needed, as vectors grow, would be twice the memory of all that waits.
+            if last.capacity() < last.len() + more.len() {
+                last.reserve_exact(MAXIMUM_PART - last.len());
+            }
             last.extend_from_slice(more);
             return None;
         }

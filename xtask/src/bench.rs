@@ -27,11 +27,11 @@ With a name it measures that and prints it. Without one it measures everything, 
 docs/bench/report.md with its plots; what fails is named there and at the end, and the others are still measured.
 
 `sessions` has nothing beside it: a thousand of the launcher's sessions, on one broker that is killed and started again.
-`agent` measures the launcher of a release: its size, what it needs while it is idle, beside buildbot-worker, and how soon the
-first line of a run is at the object store. `pipeline` follows the log of a run, from its container through the worker and the
-launcher of a release to an object store. `masker` measures the masking in it beside `sed`, and `workspace` what is kept between a
-plan and its apply, beside `tar`, `gzip` and `age`. For a quick try, SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200)
-may be less.
+`agent` measures the launcher of a release: its size, what it needs while it is idle, beside buildbot-worker, and how
+soon the first line of a run is at the object store. `pipeline` follows the log of a run, from its container through the
+worker and the launcher of a release to an object store. `masker` measures the masking in it beside `sed`, and
+`workspace` what is kept between a plan and its apply, beside `tar`, `gzip` and `age`. For a quick try,
+SPACELIFT_BENCH_IDLE_SECONDS (60) and SPACELIFT_BENCH_RUNS (200) may be less.
 
 Inputs are generated in /var/tmp. Measure on an idle machine. `push`, `agent` and `pipeline` start a container
 engine, and so have to be root.

@@ -18,7 +18,7 @@ Searches for input that makes a parser of outside input panic, hang or break a p
 
 Usage: cargo xtask fuzz [TARGET] [flags]
 
-      --minutes N    For how long, each (default 10)
+      --minutes N    For how long, each, from 1 to 600 (default 10)
       --no-install   Install nothing on this machine; name the command that would
   -h, --help         Print this
 
@@ -31,6 +31,7 @@ Examples:
 ";
 
 const DEFAULT_MINUTES: u64 = 10;
+const MAXIMUM_MINUTES: u64 = 600;
 /// Bytes of the longest input. What parsers do with more, they do with this.
 const MAXIMUM_INPUT: &str = "-max_len=16384";
 /// Seconds and MiB after which one input is a finding.
@@ -51,6 +52,10 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
             Value(name) if target.is_none() => target = Some(name.string()?),
             other => return Err(other.unexpected().into()),
         }
+    }
+    // None at all would be for ever.
+    if !(1..=MAXIMUM_MINUTES).contains(&minutes) {
+        return Err(Failure::usage(format!("--minutes takes 1 to {MAXIMUM_MINUTES}, not {minutes}")));
     }
     let workspace = Workspace::find()?;
     let inputs = workspace.root().join("tests/data/fuzz");
@@ -81,8 +86,9 @@ pub(crate) fn run(mut flags: Parser) -> Result<()> {
     let program = directory.join(&host).join("release/fuzz");
     for target in targets {
         let (corpus, found) = (directory.join("corpus").join(&target), directory.join("found").join(&target));
-        fs::create_dir_all(&corpus)?;
-        fs::create_dir_all(&found)?;
+        for directory in [&corpus, &found] {
+            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
         let mut fuzz = Command::new(&program);
         fuzz.env("FUZZ_TARGET", &target).args([MAXIMUM_INPUT, "-print_final_stats=1"]).args(LIMITS);
         fuzz.arg(format!("-max_total_time={}", 60 * minutes)).arg(format!("-artifact_prefix={}/", found.display()));

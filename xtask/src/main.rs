@@ -47,7 +47,7 @@ Usage: cargo xtask COMMAND [flags]
   publish     Upload a release to a downloads bucket, and its image to a registry
   reproduce   Build a release again from its commit and compare
   test        Run all tests against a freshly built release
-  bench       Measure packing and verifying, side by side with the usual tools
+  bench       Measure what ships, side by side with the usual tools
   demo        Show one run from beginning to end on this machine
   record      Draw the pictures in the documents again
   soak        Do runs while everything around them fails
@@ -63,7 +63,8 @@ Examples:
 ";
 
 /// Those of [`HELP`].
-const COMMANDS: [&str; 10] = ["dist", "keygen", "publish", "reproduce", "test", "bench", "demo", "soak", "fuzz", "ci"];
+const COMMANDS: [&str; 11] =
+    ["dist", "keygen", "publish", "reproduce", "test", "bench", "demo", "record", "soak", "fuzz", "ci"];
 
 fn main() -> ExitCode {
     match run() {

@@ -291,6 +291,16 @@ impl Error {
                 _ => None,
             };
         }
+        if let Self::Signature { of_manifest: true, source, .. } = self {
+            return match source.step() {
+                1 => Some(RELEASE_AGAIN),
+                2 => Some(
+                    "Make sure that the pinned certificates are the vendor's present ones. If they are, unpack the release again \
+                     from its verified archive. If it is refused then too, do not use it, and ask the vendor.",
+                ),
+                _ => None,
+            };
+        }
         match self.step()? {
             1 => Some("Get the signature again from where the release is published, in binary mode."),
             2 => Some(
@@ -299,10 +309,7 @@ impl Error {
             ),
             4 => Some("Get the sums file again from where the release is published, in binary mode."),
             6 | 8 => Some("Do not use this release. The vendor signed it as it is: ask there."),
-            7 => Some(
-                "Unpack the release again from its verified archive. If it is refused then too, do not use it, and ask the \
-                 vendor.",
-            ),
+            7 => Some(RELEASE_AGAIN),
             // Their words say it.
             _ => None,
         }
@@ -314,6 +321,9 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
     move |source| Error::Io { doing, path, source }
 }
 
+/// A file in a release is not the one that was signed, or the release is not whole.
+const RELEASE_AGAIN: &str = "Download the archive again, or, if this is an unpacked release, unpack it again from its verified archive. \
+                             If it is refused then too, do not use it, and ask the vendor.";
 /// What is done when the copy that is verified cannot be made.
 const PRIVATE_COPY: &str = "make a private copy of the archive in";
 

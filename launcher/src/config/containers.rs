@@ -69,7 +69,7 @@ pub(super) fn image(reader: &mut Reader, variable: &str) -> Option<String> {
 pub(super) fn mounts(reader: &mut Reader) -> Vec<Mount> {
     let mut mounts: Vec<Mount> = Vec::new();
     for (variable, scope) in MOUNTS {
-        for item in reader.list(variable) {
+        for (index, item) in reader.list(variable).into_iter().enumerate() {
             match mount(&item, scope) {
                 Ok(mount) => {
                     let clash = mounts.iter().find(|other| other.target == mount.target && other.scope.overlaps(scope));
@@ -85,7 +85,9 @@ pub(super) fn mounts(reader: &mut Reader) -> Vec<Mount> {
                         mounts.push(mount);
                     }
                 }
-                Err(reason) => reader.problem(variable, format_args!("`{item}` {reason}")),
+                // What is no path may be a secret that ended up here.
+                Err(reason) if item.starts_with('/') => reader.problem(variable, format_args!("`{item}` {reason}")),
+                Err(reason) => reader.problem(variable, format_args!("entry {} {reason}", index + 1)),
             }
         }
     }

@@ -116,7 +116,12 @@ fn what_ends_a_container_is_named_with_what_to_do() {
         (vec![Started, said(WorkerResult::Failed), exited(true)], Outcome::OutOfMemory, "(as the worker says)"),
         (vec![Started, said(WorkerResult::Finished), exited(true)], Outcome::Finished, "as the worker says"),
         (vec![Started, said(WorkerResult::Stopped), exited(false)], Outcome::ContainerLost, "live-restore"),
-        (vec![Started, exited(false)], Outcome::ContainerLost, "live-restore"),
+        (vec![Started, Exited(Exit::Code { code: 137, out_of_memory: false })], Outcome::ContainerLost, "live-restore"),
+        (
+            vec![Started, Exited(Exit::Code { code: 71, out_of_memory: false })],
+            Outcome::ContainerLost,
+            "_WORKER_RUNTIME",
+        ),
         (vec![Started, Exited(Exit::Gone)], Outcome::ContainerLost, "io.spacelift.run"),
         (vec![Started, Event::DiskFailed, exited(false)], Outcome::Unable, "SPACELIFT_LAUNCHER_DIR"),
     ] {
@@ -229,10 +234,15 @@ fn a_launcher_that_is_started_again_ends_what_it_finds() {
     let found = |found| recovered(state.clone(), ids, Stage::Apply, found);
     assert_eq!(report(found(Found::Lost { stop: None })), (Outcome::LauncherLost, false, false));
     let outcome = WorkerOutcome { result: WorkerResult::Finished, message: String::new(), changes: None };
-    let kept = Kept { end: end_of(outcome, LIMITS), workspace: true, outputs: false };
+    let code = |out_of_memory| Exit::Code { code: 1, out_of_memory };
+    let kept = Kept { end: end_of(None, outcome, &code(false), LIMITS), workspace: true, outputs: false };
     assert_eq!(report(found(Found::Ended(kept))), (Outcome::Finished, true, false));
 
+    // What ended it is known from before, and is not what it looks like now.
     let stop = Some(Stopping { reason: Stop::RunTimeout, pace: Stop::RunTimeout });
+    let ended = |result| WorkerOutcome { result, message: String::new(), changes: None };
+    assert_eq!(end_of(stop, ended(WorkerResult::Stopped), &Exit::Gone, LIMITS).outcome, Outcome::RunTimeout);
+    assert_eq!(end_of(None, ended(WorkerResult::Failed), &code(true), LIMITS).outcome, Outcome::OutOfMemory);
     assert_eq!(report(found(Found::Lost { stop })), (Outcome::RunTimeout, false, false));
     let alive = |said, stop| {
         found(Found::Alive { workspace: false, outputs: true, said, stop, age: Duration::from_secs(1000) })

@@ -158,22 +158,28 @@ impl Check {
                     self.problem(&format!("{path}.{name}"), "it is missing".into());
                 }
             }
-            let (Some(key), Some(value)) = (text("key"), text("value")) else { continue };
-            let lower = key.to_ascii_lowercase();
-            if key.is_empty() || key.chars().count() > 128 || lower.starts_with("aws:") || !key.chars().all(is_tag_char)
-            {
+            let (key, value) = (text("key"), text("value"));
+            let is_key = |key: &String| {
+                (1..=128).contains(&key.chars().count())
+                    && !key.to_ascii_lowercase().starts_with("aws:")
+                    && key.chars().all(is_tag_char)
+            };
+            if key.as_ref().is_some_and(|key| !is_key(key)) {
                 let message =
                     "a tag's key has 1 to 128 letters, digits, spaces and `_.:/=+-@`, and does not begin with `aws:`";
                 self.problem(&format!("{path}.key"), message.into());
             }
-            if value.chars().count() > 256 || !value.chars().all(is_tag_char) {
+            let is_value = |value: &String| value.chars().count() <= 256 && value.chars().all(is_tag_char);
+            if value.as_ref().is_some_and(|value| !is_value(value)) {
                 let message = "a tag's value has at most 256 letters, digits, spaces and `_.:/=+-@`";
                 self.problem(&format!("{path}.value"), message.into());
             }
+            let Some(key) = key else { continue };
             if tags.iter().any(|(known, _)| *known == key) {
                 self.problem(&format!("{path}.key"), "another tag has the same key".into());
             }
-            tags.push((key, value));
+            // Without a value there is a problem, and nobody uses the tags.
+            tags.push((key, value.unwrap_or_default()));
         }
         tags
     }
