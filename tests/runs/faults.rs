@@ -134,7 +134,9 @@ fn a_disk_that_a_job_fills_for_good_ends_the_run_and_not_the_launcher() {
     let world = World::new();
     let directory = disk.path().join("spacelift");
     let launcher = world.launcher(&[("SPACELIFT_LAUNCHER_DIR", directory.to_str().unwrap())]);
-    let job = "echo before; cat /dev/zero > /mnt/workspace/fill; while true; do echo on and on; sleep 0.1; done";
+    // Much at a time: what is delivered frees a little, in which a few words would find room for ever.
+    let job = "echo before; cat /dev/zero > /mnt/workspace/fill; \
+               while true; do head -c 40000 /dev/zero | busybox tr '\\0' x; echo; sleep 0.1; done";
     let run = world.control_plane.begin(&world.stack("full"), RunType::Task, Some(job));
     let ended = world.control_plane.wait_within(run, RunState::Failed, Duration::from_secs(300));
     let report = ended.stages.last().unwrap().report.clone().unwrap();
